@@ -1,0 +1,320 @@
+// One block of pixels of dice_ce_loss: the row operations that forward and backward share.
+//
+// A block is up to `capacity` pixels of one image, held as rows of one class each, [C, capacity]. Rows are read from the
+// logits themselves where a class is contiguous in memory (planar) or from a transposed copy (channels last, and the ragged
+// end of an image). The exponentials stay in the worker's scratch, small enough for the first-level cache: class planes a
+// power of two apart fall into the same cache sets, so the logits themselves are read once, row by row.
+#pragma once
+#include "segops/dice_ce_loss.h"
+#include "vec.h"
+
+namespace segops::SEGOPS_ISA {
+
+constexpr int64_t kGroup = 16;  // pixels whose labels are compared at once
+constexpr int64_t kPad = 64;    // blocks are padded to a multiple: four vectors of the widest kind
+constexpr int32_t kMixed = -2, kIgnored = -1;
+
+// Pixels in a block: the exponentials fill about 20 KB of a 32 KB cache.
+inline int64_t block_pixels(int64_t classes, int64_t pixels, int64_t bytes) {
+  int64_t capacity = 20480 / (classes * bytes) / kPad * kPad;
+  const int64_t most = (pixels + kPad - 1) / kPad * kPad;
+  capacity = capacity > 1024 ? 1024 : capacity < kPad ? kPad : capacity;
+  return capacity > most ? (most > 0 ? most : kPad) : capacity;
+}
+
+// The scratch of one worker. Rows have `capacity` elements.
+template <class T>
+struct Block {
+  int64_t classes, capacity;
+  int64_t size;     // pixels in use
+  int64_t padded;   // size rounded up to a multiple of kPad; labels beyond size are kIgnored
+  T* exp;           // [C, capacity]
+  T* staged;        // [C, capacity]: rows that are not contiguous in memory
+  T* shift;         // row: what was subtracted before exp (stable blocks only)
+  T* target_logit;  // row: logit of the target minus shift (stable blocks only)
+  T* sum;           // row: sum of exponentials
+  T* inverse;       // row: 1 / sum, 0 where ignored
+  T* target_prob;   // row
+  T* weight;        // row: class weight times pixel weight, 0 where ignored
+  T* pixel_weight;  // row: pixel weight, 0 where ignored
+  T* row_a;         // rows for forward or backward to use
+  T* row_b;
+  T* class_id;         // row: the label as T; a value no class has where ignored
+  int32_t* label;      // row: the label, kIgnored where ignored or bad
+  int32_t* group;      // the label of all pixels of a group, or kMixed
+
+  static constexpr int kRows = 10;
+  static int64_t bytes(int64_t classes, int64_t capacity) {
+    const int64_t elements = (2 * classes + kRows) * capacity * static_cast<int64_t>(sizeof(T));
+    return (elements + 2 * capacity * static_cast<int64_t>(sizeof(int32_t)) + 63) / 64 * 64;
+  }
+
+  void place(char* memory, int64_t c, int64_t most) {
+    classes = c;
+    capacity = most;
+    exp = reinterpret_cast<T*>(memory);
+    staged = exp + classes * capacity;
+    T* rows = staged + classes * capacity;
+    T** const names[kRows] = {&shift,  &target_logit, &sum,   &inverse, &target_prob,
+                              &weight, &pixel_weight, &row_a, &row_b,   &class_id};
+    for (int i = 0; i < kRows; ++i) *names[i] = rows + i * capacity;
+    label = reinterpret_cast<int32_t*>(rows + kRows * capacity);
+    group = label + capacity;
+  }
+};
+
+// Rows of one class each, wherever they are: class c starts at base + c * stride.
+template <class In>
+struct Rows {
+  const In* base;
+  int64_t stride;
+};
+
+template <class Label>
+static void read_labels(const Label* target, int64_t n, int64_t classes, int64_t ignore_index, int32_t* label, bool& bad) {
+  int32_t any = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t value = target[i];
+    const bool ignored = value == ignore_index;
+    const bool inside = (value >= 0) & (value < classes);
+    any |= !inside & !ignored;
+    label[i] = inside & !ignored ? static_cast<int32_t>(value) : kIgnored;
+  }
+  bad = any != 0;
+}
+
+static int64_t label_at(const DiceCeLossInputs& in, int64_t position) {
+  switch (in.target_dtype) {
+    case Dtype::uint8: return static_cast<const uint8_t*>(in.target)[position];
+    case Dtype::int16: return static_cast<const int16_t*>(in.target)[position];
+    case Dtype::int32: return static_cast<const int32_t*>(in.target)[position];
+    default: return static_cast<const int64_t*>(in.target)[position];
+  }
+}
+
+// Labels, weights and their groups for pixels [first, first + size) of image n. Bad labels are counted and then ignored.
+template <class T>
+static void load_labels(Block<T>& b, const DiceCeLossInputs& in, int64_t n, int64_t first, BadData* bad_labels) {
+  const int64_t at = n * in.pixels + first;
+  bool bad = false;
+  switch (in.target_dtype) {
+    case Dtype::uint8:
+      read_labels(static_cast<const uint8_t*>(in.target) + at, b.size, b.classes, in.ignore_index, b.label, bad);
+      break;
+    case Dtype::int16:
+      read_labels(static_cast<const int16_t*>(in.target) + at, b.size, b.classes, in.ignore_index, b.label, bad);
+      break;
+    case Dtype::int32:
+      read_labels(static_cast<const int32_t*>(in.target) + at, b.size, b.classes, in.ignore_index, b.label, bad);
+      break;
+    default:
+      read_labels(static_cast<const int64_t*>(in.target) + at, b.size, b.classes, in.ignore_index, b.label, bad);
+      break;
+  }
+  if (bad && bad_labels) {
+    for (int64_t i = 0; i < b.size; ++i) {
+      const int64_t value = label_at(in, at + i);
+      if (value == in.ignore_index || (value >= 0 && value < b.classes)) continue;
+      if (bad_labels->count++ == 0) {
+        bad_labels->position = at + i;
+        bad_labels->value = value;
+      }
+    }
+  }
+  for (int64_t i = b.size; i < b.padded; ++i) b.label[i] = kIgnored;
+  const T* pixel_weight = in.pixel_weight ? static_cast<const T*>(in.pixel_weight) + at : nullptr;
+  for (int64_t i = 0; i < b.padded; ++i) {
+    const bool valid = b.label[i] >= 0;
+    b.pixel_weight[i] = valid ? (pixel_weight && i < b.size ? pixel_weight[i] : T(1)) : T(0);
+    b.class_id[i] = static_cast<T>(b.label[i]);
+  }
+  for (int64_t g = 0; g < b.padded; g += kGroup) {
+    const int32_t* label = b.label + g;
+    int32_t different = 0;
+    for (int i = 0; i < kGroup; ++i) different |= label[i] ^ label[0];
+    b.group[g / kGroup] = different ? kMixed : label[0];
+    if (!in.weight) {
+      for (int i = 0; i < kGroup; ++i) b.weight[g + i] = b.pixel_weight[g + i];
+    } else {
+      for (int i = 0; i < kGroup; ++i)
+        b.weight[g + i] = label[i] < 0 ? T(0) : b.pixel_weight[g + i] * static_cast<T>(in.weight[label[i]]);
+    }
+  }
+}
+
+// Copies [size, C] (channels last) or a ragged planar block into rows, converted and padded with zeros.
+template <class T, class In>
+static void stage_in(Block<T>& b, const In* src, int64_t stride_c, int64_t stride_s) {
+  int64_t i = 0;
+  if (stride_c == 1) {
+    for (; i + 4 <= b.size; i += 4) {
+      for (int64_t c = 0; c < b.classes; c += 4) {
+        if (c + 4 > b.classes) {
+          if (b.classes < 4) break;
+          c = b.classes - 4;  // the last four overlap their neighbours
+        }
+        Vec<T, 4> p[4];
+        for (int k = 0; k < 4; ++k) p[k] = load<4, T>(src + (i + k) * stride_s + c);
+        using Order = Vec<BitsOf<T>, 4>;
+        const Vec<T, 4> ab_low = __builtin_shuffle(p[0], p[1], Order{0, 4, 1, 5});
+        const Vec<T, 4> ab_high = __builtin_shuffle(p[0], p[1], Order{2, 6, 3, 7});
+        const Vec<T, 4> cd_low = __builtin_shuffle(p[2], p[3], Order{0, 4, 1, 5});
+        const Vec<T, 4> cd_high = __builtin_shuffle(p[2], p[3], Order{2, 6, 3, 7});
+        T* dst = b.staged + c * b.capacity + i;
+        store<4>(dst, __builtin_shuffle(ab_low, cd_low, Order{0, 1, 4, 5}));
+        store<4>(dst + b.capacity, __builtin_shuffle(ab_low, cd_low, Order{2, 3, 6, 7}));
+        store<4>(dst + 2 * b.capacity, __builtin_shuffle(ab_high, cd_high, Order{0, 1, 4, 5}));
+        store<4>(dst + 3 * b.capacity, __builtin_shuffle(ab_high, cd_high, Order{2, 3, 6, 7}));
+      }
+      for (int64_t c = 0; b.classes < 4 && c < b.classes; ++c)
+        for (int k = 0; k < 4; ++k) b.staged[c * b.capacity + i + k] = load<1, T>(src + (i + k) * stride_s + c)[0];
+    }
+  }
+  for (int64_t c = 0; c < b.classes; ++c) {
+    T* row = b.staged + c * b.capacity;
+    for (int64_t j = i; j < b.size; ++j) row[j] = load<1, T>(src + c * stride_c + j * stride_s)[0];
+    for (int64_t j = b.size; j < b.padded; ++j) row[j] = T(0);
+  }
+}
+
+// The way back: rows to [size, C] or to a ragged planar block.
+template <class T, class In>
+static void stage_out(const Block<T>& b, In* dst, int64_t stride_c, int64_t stride_s) {
+  int64_t i = 0;
+  if (stride_c == 1 && b.classes >= 4) {
+    for (; i + 4 <= b.size; i += 4) {
+      for (int64_t c = 0; c < b.classes; c += 4) {
+        if (c + 4 > b.classes) c = b.classes - 4;
+        const T* src = b.staged + c * b.capacity + i;
+        Vec<T, 4> r[4];
+        for (int k = 0; k < 4; ++k) r[k] = load<4, T>(src + k * b.capacity);
+        using Order = Vec<BitsOf<T>, 4>;
+        const Vec<T, 4> ab_low = __builtin_shuffle(r[0], r[1], Order{0, 4, 1, 5});
+        const Vec<T, 4> ab_high = __builtin_shuffle(r[0], r[1], Order{2, 6, 3, 7});
+        const Vec<T, 4> cd_low = __builtin_shuffle(r[2], r[3], Order{0, 4, 1, 5});
+        const Vec<T, 4> cd_high = __builtin_shuffle(r[2], r[3], Order{2, 6, 3, 7});
+        In* pixel = dst + i * stride_s + c;
+        store<4>(pixel, __builtin_shuffle(ab_low, cd_low, Order{0, 1, 4, 5}));
+        store<4>(pixel + stride_s, __builtin_shuffle(ab_low, cd_low, Order{2, 3, 6, 7}));
+        store<4>(pixel + 2 * stride_s, __builtin_shuffle(ab_high, cd_high, Order{0, 1, 4, 5}));
+        store<4>(pixel + 3 * stride_s, __builtin_shuffle(ab_high, cd_high, Order{2, 3, 6, 7}));
+      }
+    }
+  }
+  for (int64_t c = 0; c < b.classes; ++c)
+    for (int64_t j = i; j < b.size; ++j)
+      store<1>(dst + c * stride_c + j * stride_s, Vec<T, 1>{b.staged[c * b.capacity + j]});
+}
+
+// exp of kRows classes starting at class c, written to b.exp and added to b.sum; the logits of classes `ahead` rows further
+// on (then of the next block) are prefetched meanwhile. kStable subtracts b.shift, sees zeros at ignored pixels, and is
+// exact for every input; otherwise the range of x is collected for outside_bounds.
+template <class T, int kRows, bool kStable, class In>
+SEGOPS_INLINE void exp_rows(Block<T>& b, Rows<In> x, int64_t c, Vec<BitsOf<T>, kNativeLanes<T>>& range) {
+  constexpr int kLanes = kNativeLanes<T>;
+  constexpr int kWidth = 2;
+  constexpr int64_t kAhead = 4;
+  const int64_t further = c + kAhead;
+  const In* next = further < b.classes ? x.base + further * x.stride
+                                       : x.base + (further - b.classes) % b.classes * x.stride + b.padded;
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
+  int64_t fetched = 0;
+  for (int64_t i = 0; i < b.padded; i += kWidth * kLanes) {
+    for (; fetched < i + kWidth * kLanes; fetched += kLine)
+      for (int r = 0; r < kRows; ++r) __builtin_prefetch(next + r * x.stride + fetched);
+    Vec<T, kLanes> v[kRows * kWidth], total[kWidth];
+    for (int w = 0; w < kWidth; ++w) total[w] = c == 0 ? Vec<T, kLanes>{} : load<kLanes, T>(b.sum + i + w * kLanes);
+    for (int r = 0; r < kRows; ++r) {
+      for (int w = 0; w < kWidth; ++w) {
+        const int64_t at = i + w * kLanes;
+        v[r * kWidth + w] = load<kLanes, T>(x.base + (c + r) * x.stride + at);
+        if constexpr (kStable) {
+          const auto valid = load<kLanes, T>(b.class_id + at) >= T(0);
+          v[r * kWidth + w] = (valid ? v[r * kWidth + w] : Vec<T, kLanes>{}) - load<kLanes, T>(b.shift + at);
+        }
+      }
+    }
+    exp_tile<T, kLanes, kRows * kWidth, !kStable>(v, range);
+    for (int r = 0; r < kRows; ++r) {
+      for (int w = 0; w < kWidth; ++w) {
+        store<kLanes>(b.exp + (c + r) * b.capacity + i + w * kLanes, v[r * kWidth + w]);
+        total[w] += v[r * kWidth + w];
+      }
+    }
+    for (int w = 0; w < kWidth; ++w) store<kLanes>(b.sum + i + w * kLanes, total[w]);
+  }
+}
+
+template <class T, bool kStable, class In>
+static bool exp_block(Block<T>& b, Rows<In> x) {
+  Vec<BitsOf<T>, kNativeLanes<T>> range{};
+  int64_t c = 0;
+  for (; c + 2 <= b.classes; c += 2) exp_rows<T, 2, kStable>(b, x, c, range);
+  if (c < b.classes) exp_rows<T, 1, kStable>(b, x, c, range);
+  return kStable || !outside_bounds<T, kNativeLanes<T>>(range);
+}
+
+// One value a pixel from the row of its label: out[i] = rows[label[i]][i] (0 where ignored).
+template <class T, class In>
+static void gather_target(const Block<T>& b, Rows<In> rows, T* out) {
+  for (int64_t g = 0; g < b.padded; g += kGroup) {
+    const int32_t label = b.group[g / kGroup];
+    if (label >= 0) {
+      const In* row = rows.base + label * rows.stride + g;
+      for (int i = 0; i < kGroup; i += 4) store<4>(out + g + i, load<4, T>(row + i));
+    } else {
+      for (int64_t i = g; i < g + kGroup; ++i)
+        out[i] = b.label[i] < 0 ? T(0) : load<1, T>(rows.base + b.label[i] * rows.stride + i)[0];
+    }
+  }
+}
+
+// Maximum over the classes into b.shift (0 where ignored), and the target's logit minus it into b.target_logit.
+template <class T, class In>
+static void shift_block(Block<T>& b, Rows<In> x) {
+  constexpr int kLanes = kNativeLanes<T>;
+  for (int64_t i = 0; i < b.padded; i += kLanes) {
+    const auto valid = load<kLanes, T>(b.class_id + i) >= T(0);
+    Vec<T, kLanes> most = load<kLanes, T>(x.base + i);
+    for (int64_t c = 1; c < b.classes; ++c) {
+      const Vec<T, kLanes> v = load<kLanes, T>(x.base + c * x.stride + i);
+      most = v > most ? v : most;
+    }
+    store<kLanes>(b.shift + i, valid ? most : Vec<T, kLanes>{});
+  }
+  gather_target(b, x, b.target_logit);
+  for (int64_t i = 0; i < b.padded; ++i) b.target_logit[i] -= b.shift[i];
+}
+
+// Softmax of a block: b.exp, b.sum, b.inverse, b.target_prob. Returns whether the block went the stable way, because a
+// logit was large, NaN or infinite, or the target's probability too small to be held.
+template <class T, class In>
+static bool softmax_block(Block<T>& b, Rows<In> x) {
+  constexpr int kLanes = kNativeLanes<T>;
+  using M = MathConstants<T>;
+  for (int attempt = 0;; ++attempt) {
+    const bool stable = attempt > 0;
+    if (stable) {
+      shift_block(b, x);
+      exp_block<T, true>(b, x);
+    } else if (!exp_block<T, false>(b, x)) {
+      continue;
+    }
+    gather_target(b, Rows<T>{b.exp, b.capacity}, b.target_prob);
+    Vec<BitsOf<T>, kLanes> small{};
+    for (int64_t i = 0; i < b.padded; i += kLanes) {
+      const auto valid = load<kLanes, T>(b.class_id + i) >= T(0);
+      const Vec<T, kLanes> sum = load<kLanes, T>(b.sum + i);
+      const Vec<T, kLanes> inverse = valid ? T(1) / sum : Vec<T, kLanes>{};
+      const Vec<T, kLanes> prob = load<kLanes, T>(b.target_prob + i) * inverse;
+      store<kLanes>(b.inverse + i, inverse);
+      store<kLanes>(b.target_prob + i, prob);
+      small |= valid & ((sum < M::kTinySum) | (prob < M::kTinyProbability));
+    }
+    BitsOf<T> any = 0;
+    for (int i = 0; i < kLanes; ++i) any |= small[i];
+    if (stable || !any) return stable;
+  }
+}
+
+}  // namespace segops::SEGOPS_ISA

@@ -1,0 +1,34 @@
+// segops._native: what operator schemas cannot carry: how the library was built, and texts.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bad_data.h"
+#include "isa.h"
+#include "segops/messages.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_native, m) {
+  m.def("cpu_isa", [] { return std::string(segops::isa_name(segops::isa())); }, "Level of the CPU kernels in use.");
+  m.def(
+      "cpu_isas",
+      [] {
+        std::vector<std::string> names;
+        for (auto level : {segops::Isa::baseline, segops::Isa::x86_64_v3, segops::Isa::x86_64_v4})
+          if (segops::isa_supported(level)) names.emplace_back(segops::isa_name(level));
+        return names;
+      },
+      "Levels this processor can run.");
+  m.def(
+      "describe_bad_labels",
+      [](const std::string& op, int64_t count, int64_t position, int64_t value, const std::vector<int64_t>& shape,
+         int64_t classes, int64_t ignore_index) {
+        return segops::describe_bad_labels(op, {count, position, value}, shape, classes, ignore_index);
+      },
+      py::arg("op"), py::arg("count"), py::arg("position"), py::arg("value"), py::arg("shape"), py::arg("classes"),
+      py::arg("ignore_index"));
+  m.def("count_bad_data", &segops::count_bad_data, py::arg("elements"), "Add to the count of bad labels and indices.");
+  m.def("take_bad_data_count", &segops::take_bad_data_count, "The count since the last call.");
+  m.attr("compiler") = SEGOPS_COMPILER;
+  m.attr("torch_built_with") = SEGOPS_TORCH_VERSION;
+}

@@ -1,0 +1,166 @@
+// Binding of dice_ce_loss: checks what memory safety needs, allocates, launches. Messages for users come from
+// segops/ops/dice_ce_loss.py, which sees the arguments first.
+#include "segops/dice_ce_loss.h"
+
+#include <cmath>
+#include <tuple>
+
+#include "bad_data.h"
+#include "segops/messages.h"
+#include "tensor.h"
+
+namespace segops {
+Status dice_ce_loss_statistics(const DiceCeLossStatistics&, const Parallel&);
+Status dice_ce_loss_backward(const DiceCeLossBackward&, const Parallel&);
+}  // namespace segops
+
+namespace segops::binding {
+namespace {
+
+constexpr const char* kOp = "dice_ce_loss";
+
+ScalarType accumulation_type(const Tensor& logits) {
+  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+const double* table(const std::optional<Tensor>& t, int64_t elements, const char* name) {
+  if (!t) return nullptr;
+  check(t->scalar_type() == ScalarType::Double && t->is_contiguous() && t->numel() == elements, "segops.", kOp, ": ", name,
+        " must be a contiguous float64 tensor of ", elements, " elements, got ", to_text(sizes_of(*t)));
+  return static_cast<const double*>(t->const_data_ptr());
+}
+
+// Owns the contiguous copies that the pointers in `in` may point into.
+struct Inputs {
+  Pixels logits;
+  Tensor target;
+  std::optional<Tensor> pixel_weight;
+  DiceCeLossInputs in;
+};
+
+Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                 const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing, bool squared) {
+  check(logits.dim() >= 3, "segops.", kOp, ": logits must be [N, C, *spatial], got ", to_text(sizes_of(logits)));
+  std::vector<int64_t> labels = sizes_of(logits);
+  labels.erase(labels.begin() + 1);
+  check(sizes_of(target) == labels, "segops.", kOp, ": target must be ", to_text(labels), ", got ", to_text(sizes_of(target)));
+  check(logits.size(1) > 0, "segops.", kOp, ": logits must have at least one class");
+  Inputs r{as_pixels(logits), torch::stable::contiguous(target), std::nullopt, {}};
+  if (pixel_weight) {
+    check(sizes_of(*pixel_weight) == labels && pixel_weight->scalar_type() == accumulation_type(logits), "segops.", kOp,
+          ": pixel_weight must be ", to_text(labels), " in the accumulation dtype");
+    r.pixel_weight = torch::stable::contiguous(*pixel_weight);
+  }
+  r.in.logits = r.logits.tensor.const_data_ptr();
+  r.in.logits_dtype = dtype_of(logits, "segops.dice_ce_loss: logits");
+  check(r.in.logits_dtype <= Dtype::float16, "segops.", kOp, ": logits must be floating point");
+  r.in.batch = r.logits.batch;
+  r.in.classes = r.logits.classes;
+  r.in.pixels = r.logits.pixels;
+  r.in.stride_n = r.logits.stride_n;
+  r.in.stride_c = r.logits.stride_c;
+  r.in.stride_s = r.logits.stride_s;
+  r.in.target = r.target.const_data_ptr();
+  r.in.target_dtype = dtype_of(target, "segops.dice_ce_loss: target");
+  check(r.in.target_dtype >= Dtype::uint8, "segops.", kOp, ": target must be uint8, int16, int32 or int64");
+  r.in.weight = table(weight, r.in.classes, "weight");
+  r.in.pixel_weight = r.pixel_weight ? r.pixel_weight->const_data_ptr() : nullptr;
+  r.in.ignore_index = ignore_index;
+  r.in.label_smoothing = label_smoothing;
+  r.in.squared = squared;
+  return r;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
+    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+    const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing, bool squared, bool with_overlap,
+    bool with_confusion, bool with_map, int64_t on_bad) {
+  const Inputs inputs = inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
+  const int64_t n = inputs.in.batch, c = inputs.in.classes;
+  Tensor overlap = empty(with_overlap ? std::vector<int64_t>{n, 3, c} : std::vector<int64_t>{0}, ScalarType::Double, logits);
+  Tensor ce = empty({2}, ScalarType::Double, logits);
+  Tensor map = empty(with_map ? sizes_of(target) : std::vector<int64_t>{0}, accumulation_type(logits), logits);
+  Tensor confusion = empty(with_confusion ? std::vector<int64_t>{c, c} : std::vector<int64_t>{0}, ScalarType::Long, logits);
+  Tensor errors = empty({kBadDataFields}, ScalarType::Long, logits);
+  if (with_confusion) torch::stable::zero_(confusion);
+
+  DiceCeLossStatistics p{};
+  p.in = inputs.in;
+  p.overlap = with_overlap ? static_cast<double*>(overlap.mutable_data_ptr()) : nullptr;
+  p.ce = static_cast<double*>(ce.mutable_data_ptr());
+  p.ce_map = with_map ? map.mutable_data_ptr() : nullptr;
+  p.confusion = with_confusion ? static_cast<int64_t*>(confusion.mutable_data_ptr()) : nullptr;
+  p.bad_labels = static_cast<BadData*>(errors.mutable_data_ptr());
+  check(dice_ce_loss_statistics(p, threads()), kOp);
+  if (on_bad == kCountBad) count_bad_data(p.bad_labels->count);
+  if (on_bad == kRaiseBad && p.bad_labels->count > 0)
+    fail(describe_bad_labels(kOp, *p.bad_labels, sizes_of(target), c, ignore_index));
+  return {overlap, ce, map, confusion, errors};
+}
+
+Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                const std::optional<Tensor>& pixel_weight, const std::optional<Tensor>& grad_overlap,
+                const std::optional<Tensor>& grad_ce, int64_t ignore_index, double label_smoothing, bool squared) {
+  const Inputs inputs = inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
+  Tensor grad_logits = empty_like_pixels(logits, inputs.logits);
+  const Pixels grad = as_pixels(grad_logits);
+  const double zero[2] = {0, 0};
+
+  DiceCeLossBackward p{};
+  p.in = inputs.in;
+  p.grad_overlap = table(grad_overlap, inputs.in.batch * 3 * inputs.in.classes, "grad_overlap");
+  p.grad_ce = grad_ce ? table(grad_ce, 2, "grad_ce") : zero;
+  p.grad_logits = grad_logits.mutable_data_ptr();
+  p.grad_stride_n = grad.stride_n;
+  p.grad_stride_c = grad.stride_c;
+  p.grad_stride_s = grad.stride_s;
+  check(dice_ce_loss_backward(p, threads()), kOp);
+  return grad_logits;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> value(const Tensor& overlap, const Tensor& ce,
+                                                 const std::optional<Tensor>& dice_class_weight, double num_i, double den_i,
+                                                 double den_p, double den_t, double smooth, double ce_weight,
+                                                 double dice_weight, bool batch_dice, bool include_background,
+                                                 bool skip_absent, bool ce_mean) {
+  const bool with_overlap = overlap.dim() == 3;
+  check(!with_overlap || overlap.size(1) == 3, "segops.", kOp, ": overlap must be [N, 3, C], got ", to_text(sizes_of(overlap)));
+  DiceCeLossValue p{};
+  p.batch = with_overlap ? overlap.size(0) : 0;
+  p.classes = with_overlap ? overlap.size(2) : 0;
+  Tensor loss = empty({}, ScalarType::Double, overlap);
+  Tensor parts = empty({2}, ScalarType::Double, overlap);
+  Tensor scores = empty({batch_dice && with_overlap ? 1 : p.batch, p.classes}, ScalarType::Double, overlap);
+  Tensor grad_overlap = empty(sizes_of(overlap), ScalarType::Double, overlap);
+  Tensor grad_ce = empty({2}, ScalarType::Double, overlap);
+  p.overlap = with_overlap ? table(overlap, overlap.numel(), "overlap") : nullptr;
+  p.ce = table(ce, 2, "ce");
+  p.dice_class_weight = table(dice_class_weight, p.classes, "dice_class_weight");
+  p.num_i = num_i;
+  p.den_i = den_i;
+  p.den_p = den_p;
+  p.den_t = den_t;
+  p.smooth = smooth;
+  p.ce_weight = ce_weight;
+  p.dice_weight = dice_weight;
+  p.batch_dice = batch_dice;
+  p.include_background = include_background;
+  p.skip_absent = skip_absent;
+  p.ce_mean = ce_mean;
+  p.loss = static_cast<double*>(loss.mutable_data_ptr());
+  p.parts = static_cast<double*>(parts.mutable_data_ptr());
+  p.scores = static_cast<double*>(scores.mutable_data_ptr());
+  p.grad_overlap = static_cast<double*>(grad_overlap.mutable_data_ptr());
+  p.grad_ce = static_cast<double*>(grad_ce.mutable_data_ptr());
+  dice_ce_loss_value(p);
+  return {loss, parts, scores, grad_overlap, grad_ce};
+}
+
+}  // namespace
+}  // namespace segops::binding
+
+SEGOPS_LIBRARY_IMPL(SEGOPS_NAMESPACE, SEGOPS_DISPATCH_KEY, m) {
+  m.impl("dice_ce_loss_statistics", TORCH_BOX(&segops::binding::statistics));
+  m.impl("dice_ce_loss_value", TORCH_BOX(&segops::binding::value));
+  m.impl("dice_ce_loss_backward", TORCH_BOX(&segops::binding::backward));
+}

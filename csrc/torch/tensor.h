@@ -1,0 +1,170 @@
+// The few things every binding needs from stable-ABI tensors: types, layouts, allocation and threads.
+#pragma once
+#include <sys/mman.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "parallel.h"
+#include "segops/types.h"
+
+// One binding file serves every backend library: the namespace and key come from the build.
+#define SEGOPS_LIBRARY_IMPL(ns, key, m) STABLE_TORCH_LIBRARY_IMPL(ns, key, m)
+
+namespace segops::binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (!condition) fail(parts...);
+}
+
+inline void check(Status status, const char* op) {
+  check(status != Status::out_of_memory, "segops.", op, ": out of memory for scratch");
+  check(status == Status::ok, "segops.", op, ": not supported for these arguments");
+}
+
+inline Dtype dtype_of(const Tensor& t, const char* what) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Dtype::float32;
+    case ScalarType::Double: return Dtype::float64;
+    case ScalarType::BFloat16: return Dtype::bfloat16;
+    case ScalarType::Half: return Dtype::float16;
+    case ScalarType::Byte: return Dtype::uint8;
+    case ScalarType::Short: return Dtype::int16;
+    case ScalarType::Int: return Dtype::int32;
+    case ScalarType::Long: return Dtype::int64;
+    default: fail(what, ": dtype not supported");
+  }
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& t) {
+  std::vector<int64_t> sizes(static_cast<size_t>(t.dim()));
+  for (size_t i = 0; i < sizes.size(); ++i) sizes[i] = t.size(static_cast<int64_t>(i));
+  return sizes;
+}
+
+inline std::string to_text(const std::vector<int64_t>& sizes) {
+  std::ostringstream text;
+  text << "[";
+  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
+  text << "]";
+  return text.str();
+}
+
+// A large output that is fresh from the system is faulted in page by page on its first write; huge pages make that several
+// times cheaper. Advice only: it changes no result and may be refused.
+inline void advise_huge_pages(void* data, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) & ~(kHugePage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kHugePage - 1);
+  if (bytes >= 2 * kHugePage && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
+// An uninitialised tensor on the device of `like`.
+inline Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType type,
+                    const Tensor& like) {
+  int32_t dtype = 0, device_type = 0;
+  switch (type) {
+    case ScalarType::Float: dtype = aoti_torch_dtype_float32(); break;
+    case ScalarType::Double: dtype = aoti_torch_dtype_float64(); break;
+    case ScalarType::BFloat16: dtype = aoti_torch_dtype_bfloat16(); break;
+    case ScalarType::Half: dtype = aoti_torch_dtype_float16(); break;
+    case ScalarType::Long: dtype = aoti_torch_dtype_int64(); break;
+    default: fail("segops: no allocation of this dtype");
+  }
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
+                                                  device_type, like.get_device(), &handle));
+  Tensor result(handle);
+  if (like.is_cpu() && result.numel() > 0)
+    advise_huge_pages(result.mutable_data_ptr(), static_cast<size_t>(result.numel()) * result.element_size());
+  return result;
+}
+
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType type, const Tensor& like) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * (sizes[i] > 0 ? sizes[i] : 1);
+  return empty(sizes, strides, type, like);
+}
+
+// [N, C, *spatial] seen as [N, C, S]: strides in elements.
+struct Pixels {
+  Tensor tensor;
+  int64_t batch, classes, pixels;
+  int64_t stride_n, stride_c, stride_s;
+  bool planar() const { return stride_s == 1; }
+};
+
+// The stride of the spatial dimensions seen as one, if they can be; 1 for a single pixel.
+inline std::optional<int64_t> joint_spatial_stride(const Tensor& t) {
+  std::optional<int64_t> innermost;
+  int64_t expected = 0;
+  for (int64_t d = t.dim() - 1; d >= 2; --d) {
+    if (t.size(d) == 1) continue;
+    if (innermost && t.stride(d) != expected) return std::nullopt;
+    if (!innermost) innermost = t.stride(d);
+    expected = t.stride(d) * t.size(d);
+  }
+  return innermost ? innermost : std::optional<int64_t>(1);
+}
+
+// Planar and channels-last tensors as they are, anything else through one contiguous copy.
+inline Pixels as_pixels(const Tensor& t) {
+  std::optional<int64_t> spatial = joint_spatial_stride(t);
+  const bool usable = spatial && (*spatial == 1 || t.stride(1) == 1);
+  Pixels p{usable ? t : torch::stable::contiguous(t), t.size(0), t.size(1), 1, 0, 0, 0};
+  for (int64_t d = 2; d < t.dim(); ++d) p.pixels *= t.size(d);
+  p.stride_n = p.tensor.stride(0);
+  p.stride_c = p.tensor.stride(1);
+  p.stride_s = usable ? *spatial : 1;
+  return p;
+}
+
+// A new tensor of t's shape and dtype: contiguous, or channels last if t is that and not also planar.
+inline Tensor empty_like_pixels(const Tensor& t, const Pixels& p) {
+  const std::vector<int64_t> sizes = sizes_of(t);
+  if (p.planar()) return empty(sizes, t.scalar_type(), t);
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = sizes[1];
+  for (size_t d = sizes.size(); d-- > 2;) {
+    strides[d] = step;
+    step *= sizes[d];
+  }
+  strides[1] = 1;
+  strides[0] = step;
+  return empty(sizes, strides, t.scalar_type(), t);
+}
+
+// The framework's own threads.
+inline Parallel threads() {
+  uint32_t count = 1;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&count));
+  return Parallel{static_cast<int32_t>(count), [](int32_t workers, void (*body)(void*, int32_t), void* context) {
+                    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+                      for (int64_t w = begin; w < end; ++w) body(context, static_cast<int32_t>(w));
+                    });
+                  }};
+}
+
+}  // namespace segops::binding

@@ -1,0 +1,17 @@
+"""segops: hand-written kernels for image segmentation, exposed as PyTorch operators."""
+
+from segops import backends, ops
+from segops.config import show_config
+from segops.errors import take_bad_data_count
+from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DiceCELossParts",
+    "backends",
+    "dice_ce_loss",
+    "ops",
+    "show_config",
+    "take_bad_data_count",
+]

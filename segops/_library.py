@@ -1,0 +1,100 @@
+"""Loads the compiled libraries and defines operators on them.
+
+A library that is missing or cannot be loaded is not an error here: `segops.backends` reports the reason, and whoever asks for
+that backend gets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+OLDEST_TORCH = (2, 11)
+_DIRECTORY = Path(__file__).parent / "lib"
+_HOW_TO_BUILD = "build it with: pip install -e . (or make build)"
+
+if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < OLDEST_TORCH:
+    raise ImportError(f"segops needs torch >= 2.11, found {torch.__version__}: pip install -U torch")
+
+
+def _load(name: str) -> str | None:
+    """Load lib<name>.so into torch; the reason why not, or None."""
+    path = _DIRECTORY / f"lib{name}.so"
+    if not path.exists():
+        return f"lib{name}.so is not built; {_HOW_TO_BUILD}"
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        return f"lib{name}.so does not load: {error}"
+    return None
+
+
+def _load_cuda() -> str | None:
+    """The CUDA library is loaded only into a torch of the same CUDA major version."""
+    if torch.version.cuda is None:
+        return "this torch has no CUDA"
+    if torch.version.cuda.split(".")[0] != "13":
+        return f"built for CUDA 13, this torch has CUDA {torch.version.cuda}"
+    return _load("segops_cuda")
+
+
+def _load_native_module() -> ModuleType | None:
+    try:
+        from segops import _native
+    except ImportError:
+        return None
+    return _native
+
+
+#: Why the library of the CPU kernels (or of CUDA) cannot be used; None if it is loaded.
+cpu_unavailable: str | None = _load("segops")
+cuda_unavailable: str | None = cpu_unavailable or _load_cuda()
+#: The pybind11 module, or None if it is not built for this Python.
+native: ModuleType | None = _load_native_module() if cpu_unavailable is None else None
+if cpu_unavailable is None and native is None:
+    cpu_unavailable = f"segops._native is not built for this Python; {_HOW_TO_BUILD}"
+
+#: One namespace of torch.ops for each backend that has compiled or registered kernels.
+NAMESPACES = ("segops",)
+_fragments = {name: torch.library.Library(name, "FRAGMENT") for name in NAMESPACES}
+
+
+def define_op(
+    schema: str,
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> None:
+    """Define an operator in every backend's namespace: its schema, what it returns for fake tensors, and its derivative.
+
+    ``backward(namespace, ctx, *grads)`` gets the namespace of torch.ops it runs in, so that it calls the same backend.
+    """
+    name = schema.split("(", 1)[0]
+    for namespace, fragment in _fragments.items():
+        fragment.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        qualified = f"{namespace}::{name}"
+        torch.library.register_fake(qualified, fake, lib=fragment)
+        if backward is not None:
+            torch.library.register_autograd(
+                qualified, _bound(backward, namespace), setup_context=setup_context, lib=fragment
+            )
+
+
+def _bound(backward: Callable[..., Any], namespace: str) -> Callable[..., Any]:
+    def call(ctx: Any, *grads: Any) -> Any:
+        return backward(getattr(torch.ops, namespace), ctx, *grads)
+
+    return call
+
+
+def no_double_backward(op: str) -> Callable[..., Any]:
+    """The derivative of a backward operator that has none: a clear error instead of a silently missing gradient."""
+
+    def backward(namespace: Any, ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(f"segops.{op}: double backward is not implemented (create_graph=True)")
+
+    return backward

@@ -1,0 +1,88 @@
+"""Which kernels run: native, triton, simt or reference.
+
+An explicit ``backend=`` argument comes first, then ``with segops.backends.use(...)``, then the environment variable
+``SEGOPS_BACKEND``, then the best one that can run. What was asked for by name runs or raises why it cannot; only the
+automatic choice falls back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from segops import _library
+
+NAMES = ("native", "triton", "simt", "reference")
+_chosen: list[str] = []
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend that was asked for by name cannot run here; the message says why."""
+
+
+def reason_unavailable(backend: str, device_type: str = "cpu") -> str | None:
+    """Why `backend` cannot run on tensors of `device_type` ("cpu", "cuda"), or None if it can."""
+    _check_name(backend, "backend")
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        return "segops has no Triton kernels yet"
+    if backend == "simt":
+        return "the host execution of the CUDA kernels is not built yet"
+    if device_type == "cpu":
+        return _library.cpu_unavailable
+    if device_type == "cuda":
+        return _library.cuda_unavailable or "segops has no CUDA kernels yet"
+    return f"segops has no kernels for device type {device_type!r}"
+
+
+def available(device_type: str = "cpu") -> tuple[str, ...]:
+    """The backends that can run on tensors of `device_type`, best first."""
+    return tuple(name for name in NAMES if reason_unavailable(name, device_type) is None)
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Within this context, ops without an explicit ``backend=`` run on `backend`."""
+    _check_name(backend, "backend")
+    _chosen.append(backend)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
+def resolve(backend: str | None, device: torch.device) -> str:
+    """The backend that an op given ``backend=backend`` runs on `device`.
+
+    Raises:
+        ValueError: the name is none of `NAMES`.
+        BackendUnavailableError: a backend chosen by name cannot run on this device.
+    """
+    wanted = backend
+    if wanted is None and _chosen:
+        wanted = _chosen[-1]
+    if wanted is None:
+        wanted = os.environ.get("SEGOPS_BACKEND") or None
+        if wanted is not None:
+            _check_name(wanted, "SEGOPS_BACKEND")
+    if wanted is None:
+        return "native" if reason_unavailable("native", device.type) is None else "reference"
+    _check_name(wanted, "backend")
+    reason = reason_unavailable(wanted, device.type)
+    if reason is not None:
+        raise BackendUnavailableError(f"segops: backend {wanted!r} cannot run on {device.type} tensors: {reason}")
+    return wanted
+
+
+def namespace(backend: str) -> str:
+    """The namespace of torch.ops that holds the operators of `backend`."""
+    return {"native": "segops", "triton": "segops_triton", "simt": "segops_simt"}[backend]
+
+
+def _check_name(name: str, what: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"segops: {what} must be one of {', '.join(NAMES)}, got {name!r}")

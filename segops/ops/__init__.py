@@ -1,0 +1,5 @@
+"""One page per operator: schema, fake, autograd and the public function."""
+
+from segops.ops.dice_ce_loss import dice_ce_loss
+
+__all__ = ["dice_ce_loss"]

@@ -1,0 +1,429 @@
+"""dice_ce_loss: softmax-Dice and weighted cross-entropy from one read of the logits.
+
+Three operators: ``statistics`` reads logits and target once and returns O(N C) sums, ``value`` turns sums into the loss and its
+derivatives with respect to them, ``backward`` reads the logits once more and writes their gradient. Between the first two the
+sums of several ranks can be added.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from segops import backends, errors
+from segops._library import define_op, no_double_backward
+from segops.reference import dice_ce_loss as reference
+
+OP = "dice_ce_loss"
+LOGITS_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+Overlap = str | tuple[str, float, float]
+
+
+class DiceCELossParts(NamedTuple):
+    """What ``return_parts=True`` adds to the loss; all detached.
+
+    Attributes:
+        ce: the cross-entropy term, before ``ce_weight``.
+        dice: the overlap term, before ``dice_weight``.
+        scores: [N, C] ([1, C] with ``batch_dice``), the score of each image and class.
+        confusion: int64 [C, C], pixels by (target, argmax of the logits).
+    """
+
+    ce: Tensor
+    dice: Tensor
+    scores: Tensor
+    confusion: Tensor
+
+
+def _accumulation_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def _fake_statistics(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    squared: bool,
+    with_overlap: bool,
+    with_confusion: bool,
+    with_map: bool,
+    on_bad: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    n, c = logits.shape[:2]
+    f64 = {"dtype": torch.float64, "device": logits.device}
+    i64 = {"dtype": torch.int64, "device": logits.device}
+    return (
+        torch.empty((n, 3, c) if with_overlap else (0,), **f64),
+        torch.empty((2,), **f64),
+        torch.empty(target.shape if with_map else (0,), dtype=_accumulation_dtype(logits), device=logits.device),
+        torch.empty((c, c) if with_confusion else (0,), **i64),
+        torch.empty((3,), **i64),
+    )
+
+
+def _fake_backward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    grad_overlap: Tensor | None,
+    grad_ce: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    squared: bool,
+) -> Tensor:
+    if _is_channels_last(logits):
+        return torch.empty_like(logits.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _fake_value(
+    overlap: Tensor,
+    ce: Tensor,
+    dice_class_weight: Tensor | None,
+    num_i: float,
+    den_i: float,
+    den_p: float,
+    den_t: float,
+    smooth: float,
+    ce_weight: float,
+    dice_weight: float,
+    batch_dice: bool,
+    include_background: bool,
+    skip_absent: bool,
+    ce_mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    scores = (1 if batch_dice else overlap.shape[0], overlap.shape[2]) if overlap.ndim == 3 else (0, 0)
+    return (
+        overlap.new_empty(()),
+        overlap.new_empty((2,)),
+        overlap.new_empty(scores),
+        torch.empty_like(overlap, memory_format=torch.contiguous_format),
+        overlap.new_empty((2,)),
+    )
+
+
+def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared = inputs[:7]
+    ctx.save_for_backward(logits, target, weight, pixel_weight)
+    ctx.options = (ignore_index, label_smoothing, squared)
+    ctx.set_materialize_grads(False)
+
+
+def _statistics_backward(ops: Any, ctx: Any, grad_overlap: Any, grad_ce: Any, grad_map: Any, *_: Any) -> tuple[Any, ...]:
+    logits, target, weight, pixel_weight = ctx.saved_tensors
+    grad = None
+    if grad_overlap is not None or grad_ce is not None or grad_map is not None:
+        if grad_map is not None:
+            # The gradient of a map is a pixel weight of its own.
+            per_pixel = grad_map if grad_ce is None else grad_map + grad_ce[0].to(grad_map.dtype)
+            pixel_weight = per_pixel if pixel_weight is None else per_pixel * pixel_weight
+            grad_ce = torch.ones(2, dtype=torch.float64, device=logits.device)
+        if grad_overlap is not None and grad_overlap.ndim != 3:
+            grad_overlap = None
+        grad = ops.dice_ce_loss_backward(logits, target, weight, pixel_weight, grad_overlap, grad_ce, *ctx.options)
+    return (grad, *[None] * 10)
+
+
+def _save_value(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(output[3], output[4])
+    ctx.set_materialize_grads(False)
+
+
+def _value_backward(ops: Any, ctx: Any, grad_loss: Any, *_: Any) -> tuple[Any, ...]:
+    if grad_loss is None:
+        return (None,) * 14
+    grad_overlap, grad_ce = ctx.saved_tensors
+    return (grad_overlap * grad_loss, grad_ce * grad_loss, *[None] * 12)
+
+
+define_op(
+    "dice_ce_loss_statistics(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, "
+    "float label_smoothing, bool squared, bool with_overlap, bool with_confusion, bool with_map, int on_bad) "
+    "-> (Tensor overlap, Tensor ce, Tensor ce_map, Tensor confusion, Tensor bad_labels)",
+    _fake_statistics,
+    _save_statistics,
+    _statistics_backward,
+)
+define_op(
+    "dice_ce_loss_value(Tensor overlap, Tensor ce, Tensor? dice_class_weight, float num_i, float den_i, float den_p, "
+    "float den_t, float smooth, float ce_weight, float dice_weight, bool batch_dice, bool include_background, "
+    "bool skip_absent, bool ce_mean) "
+    "-> (Tensor loss, Tensor parts, Tensor scores, Tensor grad_overlap, Tensor grad_ce)",
+    _fake_value,
+    _save_value,
+    _value_backward,
+)
+define_op(
+    "dice_ce_loss_backward(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, Tensor? grad_overlap, "
+    "Tensor? grad_ce, int ignore_index, float label_smoothing, bool squared) -> Tensor",
+    _fake_backward,
+    backward=no_double_backward(OP),
+)
+
+
+def dice_ce_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    ce_weight: float = 1.0,
+    dice_weight: float = 1.0,
+    overlap: Overlap = "dice",
+    smooth: float = 1e-5,
+    batch_dice: bool = False,
+    include_background: bool = True,
+    absent_classes: str = "count",
+    dice_class_weight: Tensor | None = None,
+    squared: bool = False,
+    align_corners: bool = False,
+    reduction: str = "mean",
+    return_parts: bool = False,
+    process_group: Any = None,
+    validate: str = "raise",
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, DiceCELossParts]:
+    """``ce_weight * cross-entropy + dice_weight * softmax-Dice``, without a one-hot and without stored probabilities.
+
+    The cross-entropy is that of :func:`torch.nn.functional.cross_entropy`. With p = softmax(logits, 1) and t the one-hot
+    target, both zero at ignored pixels, I = sum p t, P = sum p, T = sum t over the pixels of an image, the score of a class is
+    (2 I + smooth) / (P + T + smooth), and the Dice term is the mean of 1 - score over classes and images (Milletari et al.,
+    "V-Net", 2016; with ``squared`` their p^2). Forward reads the logits once and keeps nothing of their size; backward reads
+    them once and writes the gradient once.
+
+    Args:
+        logits: [N, C, *spatial] with one to three (or more) spatial dimensions; float32, float64, bfloat16 or float16,
+            contiguous or channels last (anything else is copied once).
+        target: [N, *spatial] class indices in [0, C) or `ignore_index`; uint8, int16, int32 or int64.
+        weight: [C], class weights of the cross-entropy.
+        pixel_weight: [N, *spatial], multiplies each pixel's cross-entropy and its share of the mean's denominator.
+        ignore_index: label of pixels that count nowhere; their gradient is zero, also where their logits are NaN.
+        label_smoothing: in [0, 1], of the cross-entropy, as in torch.
+        ce_weight: factor of the cross-entropy; 0 leaves it out.
+        dice_weight: factor of the overlap term; 0 leaves it out.
+        overlap: "dice"; "jaccard": (I + smooth) / (P + T - I + smooth); or ("tversky", alpha, beta):
+            (I + smooth) / (I + alpha (P - I) + beta (T - I) + smooth) (Salehi et al. 2017).
+        smooth: >= 0. A score of 0/0 counts as 1.
+        batch_dice: add I, P, T over the batch before the score.
+        include_background: False leaves class 0 out of the mean (not out of the softmax).
+        absent_classes: "count", or "skip" to leave out (image, class) pairs without target pixels.
+        dice_class_weight: [C], weights of the mean over classes (which still divides by their number, as MONAI does).
+        squared: P sums p^2.
+        align_corners: for coarse logits (not supported yet).
+        reduction: of the cross-entropy: "mean", "sum", or "none" for its map [N, *spatial] (with ``dice_weight=0``).
+        return_parts: also return :class:`DiceCELossParts`.
+        process_group: statistics over several ranks (not supported yet).
+        validate: "raise" raises ValueError for a label that is neither in [0, C) nor `ignore_index` (RuntimeError inside a
+            compiled graph); "count" ignores such pixels and adds to :func:`segops.take_bad_data_count`; "off" ignores them.
+        backend: see :mod:`segops.backends`.
+
+    Returns:
+        The loss, 0-dimensional (or the map), in the dtype of the logits, float32 under autocast; with `return_parts` the
+        pair (loss, parts).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; a bad label.
+        NotImplementedError: logits coarser than the target; a process group.
+    """
+    _check_tensors(logits, target, weight, pixel_weight, dice_class_weight)
+    coefficients = overlap_coefficients(overlap)
+    _check_options(
+        ignore_index, label_smoothing, ce_weight, dice_weight, smooth, absent_classes, reduction, return_parts, validate
+    )
+    if process_group is not None:
+        raise NotImplementedError("segops.dice_ce_loss: process_group is not supported yet")
+    chosen = backends.resolve(backend, logits.device)
+    dtype = torch.float32 if torch.is_autocast_enabled(logits.device.type) else logits.dtype
+    if chosen == "reference":
+        target = _reference_target(target, logits.shape[1], ignore_index, validate)
+        loss, ce, dice, scores, confusion = reference.dice_ce_loss(
+            logits,
+            target,
+            weight=weight,
+            pixel_weight=pixel_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            ce_weight=ce_weight,
+            dice_weight=dice_weight,
+            coefficients=coefficients,
+            smooth=smooth,
+            batch_dice=batch_dice,
+            include_background=include_background,
+            skip_absent=absent_classes == "skip",
+            dice_class_weight=dice_class_weight,
+            squared=squared,
+            reduction=reduction,
+        )
+    else:
+        ops = getattr(torch.ops, backends.namespace(chosen))
+        accumulate = _accumulation_dtype(logits)
+        with_map = reduction == "none"
+        if not _is_channels_last(logits):
+            logits = logits.contiguous()
+        sums, ce_sums, ce_map, confusion, bad_labels = ops.dice_ce_loss_statistics(
+            logits,
+            target,
+            None if weight is None else weight.to(torch.float64).contiguous(),
+            None if pixel_weight is None else pixel_weight.to(accumulate),
+            ignore_index,
+            float(label_smoothing),
+            squared,
+            not with_map and (dice_weight != 0 or return_parts),
+            return_parts,
+            with_map,
+            errors.on_bad(validate),
+        )
+        if validate == "raise" and logits.device.type == "cpu" and not torch.compiler.is_compiling():
+            errors.raise_bad_labels(OP, bad_labels, target, logits.shape[1], ignore_index)
+        if with_map:
+            return ce_map.to(dtype)
+        loss, parts, scores, _, _ = ops.dice_ce_loss_value(
+            sums,
+            ce_sums,
+            None if dice_class_weight is None else dice_class_weight.to(torch.float64).contiguous(),
+            *coefficients,
+            float(smooth),
+            float(ce_weight),
+            float(dice_weight),
+            batch_dice,
+            include_background,
+            absent_classes == "skip",
+            reduction == "mean",
+        )
+        ce, dice = parts[0], parts[1]
+    if not return_parts:
+        return loss.to(dtype)
+    return loss.to(dtype), DiceCELossParts(*(t.detach().to(dtype) for t in (ce, dice, scores)), confusion)
+
+
+def overlap_coefficients(overlap: Overlap) -> tuple[float, float, float, float]:
+    """(i; j, p, t) of the score (i I + smooth) / (j I + p P + t T + smooth)."""
+    if overlap == "dice":
+        return 2.0, 0.0, 1.0, 1.0
+    if overlap == "jaccard":
+        return 1.0, -1.0, 1.0, 1.0
+    if isinstance(overlap, tuple | list) and len(overlap) == 3 and overlap[0] == "tversky":
+        alpha, beta = float(overlap[1]), float(overlap[2])
+        if not (0 <= alpha < float("inf") and 0 <= beta < float("inf")):
+            raise ValueError(f"segops.dice_ce_loss: tversky needs finite alpha, beta >= 0, got {alpha}, {beta}")
+        return 1.0, 1.0 - alpha - beta, alpha, beta
+    raise ValueError(
+        f'segops.dice_ce_loss: overlap must be "dice", "jaccard" or ("tversky", alpha, beta), got {overlap!r}'
+    )
+
+
+def _is_channels_last(logits: Tensor) -> bool:
+    """Channels last and not also contiguous: the layout the gradient is to keep."""
+    return not logits.is_contiguous() and logits.movedim(1, -1).is_contiguous()
+
+
+def _check_tensors(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    dice_class_weight: Tensor | None,
+) -> None:
+    for name, t in (("logits", logits), ("target", target)):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"segops.dice_ce_loss: {name} must be a Tensor, got {type(t).__name__}")
+    if logits.dtype not in LOGITS_DTYPES:
+        raise TypeError(
+            f"segops.dice_ce_loss: logits must be float32, float64, bfloat16 or float16, got {_name(logits.dtype)}"
+        )
+    if target.dtype not in LABEL_DTYPES:
+        raise TypeError(f"segops.dice_ce_loss: target must be uint8, int16, int32 or int64, got {_name(target.dtype)}")
+    if logits.ndim < 3:
+        raise ValueError(f"segops.dice_ce_loss: logits must be [N, C, *spatial], got {list(logits.shape)}")
+    if logits.shape[1] < 1:
+        raise ValueError(f"segops.dice_ce_loss: logits must have at least one class, got {list(logits.shape)}")
+    pixels = (logits.shape[0], *logits.shape[2:])
+    if tuple(target.shape) != pixels:
+        if target.ndim == 3 and logits.ndim == 4 and target.shape[0] == logits.shape[0]:
+            raise NotImplementedError(
+                f"segops.dice_ce_loss: coarse logits are not supported yet: logits {list(logits.shape)} need target "
+                f"{list(pixels)}, got {list(target.shape)}"
+            )
+        raise ValueError(
+            f"segops.dice_ce_loss: target must be {list(pixels)} for logits {list(logits.shape)}, got {list(target.shape)}"
+        )
+    if target.device != logits.device:
+        raise ValueError(f"segops.dice_ce_loss: target must be on {logits.device} like logits, got {target.device}")
+    for name, t, shape in (
+        ("weight", weight, (logits.shape[1],)),
+        ("pixel_weight", pixel_weight, pixels),
+        ("dice_class_weight", dice_class_weight, (logits.shape[1],)),
+    ):
+        if t is None:
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(f"segops.dice_ce_loss: {name} must be a Tensor or None, got {type(t).__name__}")
+        if not t.dtype.is_floating_point:
+            raise TypeError(f"segops.dice_ce_loss: {name} must be floating point, got {_name(t.dtype)}")
+        if tuple(t.shape) != shape:
+            raise ValueError(f"segops.dice_ce_loss: {name} must be {list(shape)}, got {list(t.shape)}")
+        if t.device != logits.device:
+            raise ValueError(f"segops.dice_ce_loss: {name} must be on {logits.device} like logits, got {t.device}")
+        if t.requires_grad:
+            raise ValueError(f"segops.dice_ce_loss: {name} must not require a gradient; pass {name}.detach()")
+
+
+def _check_options(
+    ignore_index: int,
+    label_smoothing: float,
+    ce_weight: float,
+    dice_weight: float,
+    smooth: float,
+    absent_classes: str,
+    reduction: str,
+    return_parts: bool,
+    validate: str,
+) -> None:
+    def require(holds: bool, name: str, expected: str, value: object) -> None:
+        if not holds:
+            raise ValueError(f"segops.dice_ce_loss: {name} must be {expected}, got {value!r}")
+
+    infinity = float("inf")
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"segops.dice_ce_loss: ignore_index must be an int, got {type(ignore_index).__name__}")
+    require(0 <= label_smoothing <= 1, "label_smoothing", "in [0, 1]", label_smoothing)
+    require(-infinity < ce_weight < infinity, "ce_weight", "finite", ce_weight)
+    require(-infinity < dice_weight < infinity, "dice_weight", "finite", dice_weight)
+    require(0 <= smooth < infinity, "smooth", "finite and >= 0", smooth)
+    require(absent_classes in ("count", "skip"), "absent_classes", '"count" or "skip"', absent_classes)
+    require(reduction in ("mean", "sum", "none"), "reduction", '"mean", "sum" or "none"', reduction)
+    require(validate in errors.VALIDATE, "validate", '"raise", "count" or "off"', validate)
+    if reduction == "none":
+        require(dice_weight == 0, "dice_weight", '0 with reduction="none" (the map is that of the cross-entropy)', dice_weight)
+        require(not return_parts, "return_parts", 'False with reduction="none"', return_parts)
+
+
+def _reference_target(target: Tensor, classes: int, ignore_index: int, validate: str) -> Tensor:
+    """The target with bad labels turned into ignored ones, after they were reported (not inside a compiled graph)."""
+    label = target.long()
+    bad = ((label < 0) | (label >= classes)) & (label != ignore_index)
+    if validate != "off" and not torch.compiler.is_compiling():
+        count = int(bad.sum())
+        if count and validate == "count":
+            errors.count_bad_data(count)
+        elif count:
+            position = int(bad.flatten().int().argmax())
+            value = int(label.flatten()[position])
+            raise ValueError(
+                errors.describe_bad_labels(OP, count, position, value, list(target.shape), classes, ignore_index)
+            )
+    return torch.where(bad, ignore_index, label)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
