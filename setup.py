@@ -70,7 +70,7 @@ class CMakeBuild(build_ext):
             sys.exit(f"segops: the build failed (exit status {error.returncode}); the compiler's message is above")
 
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # An editable install builds the module in a temporary place and copies only it; the libraries go home themselves.
+        # An editable install copies only the module home from a temporary place; the libraries go there by themselves.
         home = ROOT / "segops" if self.editable_mode or self.inplace else module.parent
         libraries = home / "lib"
         for stale in libraries.glob("*.so"):

@@ -1,6 +1,6 @@
 """segops: hand-written kernels for image segmentation, exposed as PyTorch operators."""
 
-from segops import backends, ops
+from segops import backends, nn, ops
 from segops.config import show_config
 from segops.errors import take_bad_data_count
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
@@ -11,6 +11,7 @@ __all__ = [
     "DiceCELossParts",
     "backends",
     "dice_ce_loss",
+    "nn",
     "ops",
     "show_config",
     "take_bad_data_count",

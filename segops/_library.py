@@ -1,11 +1,12 @@
 """Loads the compiled libraries and defines operators on them.
 
-A library that is missing or cannot be loaded is not an error here: `segops.backends` reports the reason, and whoever asks for
-that backend gets it.
+A library that is missing or cannot be loaded is not an error here: `segops.backends` reports the reason, and whoever
+asks for that backend gets it.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -44,10 +45,9 @@ def _load_cuda() -> str | None:
 
 def _load_native_module() -> ModuleType | None:
     try:
-        from segops import _native
+        return importlib.import_module("segops._native")
     except ImportError:
         return None
-    return _native
 
 
 #: Why the library of the CPU kernels (or of CUDA) cannot be used; None if it is loaded.
@@ -69,7 +69,7 @@ def define_op(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
-    """Define an operator in every backend's namespace: its schema, what it returns for fake tensors, and its derivative.
+    """Define an operator in every backend's namespace: its schema, its result for fake tensors, and its derivative.
 
     ``backward(namespace, ctx, *grads)`` gets the namespace of torch.ops it runs in, so that it calls the same backend.
     """

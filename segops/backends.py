@@ -55,6 +55,16 @@ def use(backend: str) -> Iterator[None]:
         _chosen.pop()
 
 
+def requested() -> str | None:
+    """The backend asked for by name, with `use` or SEGOPS_BACKEND, for ops that get no ``backend=``."""
+    if _chosen:
+        return _chosen[-1]
+    wanted = os.environ.get("SEGOPS_BACKEND") or None
+    if wanted is not None:
+        _check_name(wanted, "SEGOPS_BACKEND")
+    return wanted
+
+
 def resolve(backend: str | None, device: torch.device) -> str:
     """The backend that an op given ``backend=backend`` runs on `device`.
 
@@ -62,13 +72,7 @@ def resolve(backend: str | None, device: torch.device) -> str:
         ValueError: the name is none of `NAMES`.
         BackendUnavailableError: a backend chosen by name cannot run on this device.
     """
-    wanted = backend
-    if wanted is None and _chosen:
-        wanted = _chosen[-1]
-    if wanted is None:
-        wanted = os.environ.get("SEGOPS_BACKEND") or None
-        if wanted is not None:
-            _check_name(wanted, "SEGOPS_BACKEND")
+    wanted = requested() if backend is None else backend
     if wanted is None:
         return "native" if reason_unavailable("native", device.type) is None else "reference"
     _check_name(wanted, "backend")

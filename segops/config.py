@@ -23,24 +23,19 @@ def show_config() -> str:
     ]
     if native is not None:
         lines.append(
-            f"CPU kernels: {native.cpu_isa()} (this processor runs {', '.join(native.cpu_isas())}; SEGOPS_CPU_ISA chooses), "
-            f"{native.compiler}, built against torch {native.torch_built_with}"
+            f"CPU kernels: {native.cpu_isa()} (this processor runs {', '.join(native.cpu_isas())}; SEGOPS_CPU_ISA "
+            f"chooses), {native.compiler}, built against torch {native.torch_built_with}"
         )
     cuda = _library.cuda_unavailable
     lines.append(f"CUDA library: {'loaded' if cuda is None else f'not loaded: {cuda}'}")
+    wanted = backends.requested()
+    if wanted is not None:
+        lines.append(f"backend asked for by name: {wanted}")
     for device_type in ("cpu", "cuda"):
         lines.append(f"backends for {device_type} tensors:")
-        chosen = backends.resolve(None, torch.device(device_type)) if not _forced() else None
+        chosen = backends.resolve(None, torch.device(device_type)) if wanted is None else None
         for name in backends.NAMES:
             reason = backends.reason_unavailable(name, device_type)
             state = "can run" if reason is None else f"cannot run: {reason}"
             lines.append(f"  {name}: {state}{' (automatic choice)' if name == chosen else ''}")
-    if _forced():
-        lines.append(f"backend chosen by name: {_forced()}")
     return "\n".join(lines)
-
-
-def _forced() -> str | None:
-    import os
-
-    return backends._chosen[-1] if backends._chosen else os.environ.get("SEGOPS_BACKEND") or None

@@ -1,8 +1,8 @@
 // dice_ce_loss on the CPU: one pass over the logits forward, one read and one write backward, nothing kept in between.
 //
-// The softmax is recomputed in backward instead of saving a log-sum-exp: it costs a few operations an element on data that is
-// read anyway, saves a float a pixel, and stays exact where logits are large (an lse of 1000 rounded to float32 would give
-// every probability a relative error of 6e-5).
+// The softmax is recomputed in backward instead of saving a log-sum-exp: it costs a few operations an element on data that
+// is read anyway, saves a float a pixel, and stays exact where logits are large (an lse of 1000 rounded to float32 would
+// give every probability a relative error of 6e-5).
 #include <stdlib.h>
 
 #include "dice_ce_loss_block.h"
@@ -31,7 +31,8 @@ void add_class_sums(const Block<T>& b, double* p) {
     Vec<T, kLanes> total[kChains] = {};
     for (int64_t i = 0; i < b.padded; i += kChains * kLanes) {
       for (int k = 0; k < kChains; ++k) {
-        const Vec<T, kLanes> e = load<kLanes, T>(row + i + k * kLanes), inverse = load<kLanes, T>(b.inverse + i + k * kLanes);
+        const Vec<T, kLanes> e = load<kLanes, T>(row + i + k * kLanes),
+                             inverse = load<kLanes, T>(b.inverse + i + k * kLanes);
         if constexpr (kSquared) {
           const Vec<T, kLanes> prob = e * inverse;
           total[k] += prob * prob;
@@ -162,8 +163,8 @@ struct Forward {
 template <class T, class In>
 struct Backward {
   const DiceCeLossBackward& p;
-  const T* grad_p;       // [N, C]
-  const T* grad_i;       // [N, C]
+  const T* grad_p;        // [N, C]
+  const T* grad_i;        // [N, C]
   const T* class_spread;  // [C]: ce gradient * smoothing * w_c / C, or null
 
   template <class Element>
@@ -203,7 +204,8 @@ struct Backward {
   }
 
   template <int kRows, bool kSquared, bool kSpread, class Element>
-  static inline __attribute__((always_inline)) void write_rows(const Block<T>& b, Element* dst, int64_t stride, int64_t c, const T* gp, const T* spread) {
+  static inline __attribute__((always_inline)) void write_rows(const Block<T>& b, Element* dst, int64_t stride, int64_t c,
+                                                               const T* gp, const T* spread) {
     constexpr int kLanes = kNativeLanes<T>;
     using V = Vec<T, kLanes>;
     for (int64_t i = 0; i < b.padded; i += kLanes) {

@@ -39,9 +39,9 @@ struct Block {
   T* pixel_weight;  // row: pixel weight, 0 where ignored
   T* row_a;         // rows for forward or backward to use
   T* row_b;
-  T* class_id;         // row: the label as T; a value no class has where ignored
-  int32_t* label;      // row: the label, kIgnored where ignored or bad
-  int32_t* group;      // the label of all pixels of a group, or kMixed
+  T* class_id;     // row: the label as T; a value no class has where ignored
+  int32_t* label;  // row: the label, kIgnored where ignored or bad
+  int32_t* group;  // the label of all pixels of a group, or kMixed
 
   static constexpr int kRows = 10;
   static int64_t bytes(int64_t classes, int64_t capacity) {
@@ -215,8 +215,8 @@ SEGOPS_INLINE void exp_rows(Block<T>& b, Rows<In> x, int64_t c, Vec<BitsOf<T>, k
   constexpr int kWidth = 2;
   constexpr int64_t kAhead = 4;
   const int64_t further = c + kAhead;
-  const In* next = further < b.classes ? x.base + further * x.stride
-                                       : x.base + (further - b.classes) % b.classes * x.stride + b.padded;
+  const In* next =
+      further < b.classes ? x.base + further * x.stride : x.base + (further - b.classes) % b.classes * x.stride + b.padded;
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
   int64_t fetched = 0;
   for (int64_t i = 0; i < b.padded; i += kWidth * kLanes) {

@@ -16,25 +16,25 @@ SEGOPS_EXPORT bool isa_supported(Isa level);
 // A kernel file defines segops::SEGOPS_ISA::name(const Params&, const Parallel&). Its baseline compilation adds, with this
 // macro, the launcher segops::name that picks a level.
 #if defined(__x86_64__)
-#define SEGOPS_LAUNCHER(name, Params)                                 \
-  namespace segops::v3 {                                              \
-  Status name(const Params&, const Parallel&);                        \
-  }                                                                   \
-  namespace segops::v4 {                                              \
-  Status name(const Params&, const Parallel&);                        \
-  }                                                                   \
-  namespace segops {                                                  \
-  Status name(const Params& params, const Parallel& parallel) {       \
-    switch (isa()) {                                                  \
-      case Isa::x86_64_v4: return v4::name(params, parallel);         \
-      case Isa::x86_64_v3: return v3::name(params, parallel);         \
-      default: return baseline::name(params, parallel);               \
-    }                                                                 \
-  }                                                                   \
+#define SEGOPS_LAUNCHER(name, Params)                           \
+  namespace segops::v3 {                                        \
+  Status name(const Params&, const Parallel&);                  \
+  }                                                             \
+  namespace segops::v4 {                                        \
+  Status name(const Params&, const Parallel&);                  \
+  }                                                             \
+  namespace segops {                                            \
+  Status name(const Params& params, const Parallel& parallel) { \
+    switch (isa()) {                                            \
+      case Isa::x86_64_v4: return v4::name(params, parallel);   \
+      case Isa::x86_64_v3: return v3::name(params, parallel);   \
+      default: return baseline::name(params, parallel);         \
+    }                                                           \
+  }                                                             \
   }
 #else
-#define SEGOPS_LAUNCHER(name, Params)                                                                             \
-  namespace segops {                                                                                              \
-  Status name(const Params& params, const Parallel& parallel) { return baseline::name(params, parallel); }        \
+#define SEGOPS_LAUNCHER(name, Params)                                                                      \
+  namespace segops {                                                                                       \
+  Status name(const Params& params, const Parallel& parallel) { return baseline::name(params, parallel); } \
   }
 #endif

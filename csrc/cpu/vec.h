@@ -148,8 +148,13 @@ struct MathConstants<float> {
   static constexpr float kLowest = -88.f;          // e^x rounds to 2^-127 or less: zero
   static constexpr float kTinySum = 1e-18f, kTinyProbability = 1e-30f;
   static constexpr int kTerms = 7;  // relative error 3e-9
-  static constexpr float kExp[kTerms] = {1.381459824480704e-3f, 8.368716912702485e-3f, 4.1668388053775055e-2f,
-                                         1.666652063135462e-1f, 4.999999344775388e-1f,  1.f, 1.f};
+  static constexpr float kExp[kTerms] = {1.381459824480704e-3f,
+                                         8.368716912702485e-3f,
+                                         4.1668388053775055e-2f,
+                                         1.666652063135462e-1f,
+                                         4.999999344775388e-1f,
+                                         1.f,
+                                         1.f};
 };
 
 template <>
@@ -162,9 +167,9 @@ struct MathConstants<double> {
   static constexpr double kLowest = -709.;
   static constexpr double kTinySum = 1e-150, kTinyProbability = 1e-280;
   static constexpr int kTerms = 14;  // Taylor: the remainder r^14 / 14! is below 5e-18
-  static constexpr double kExp[kTerms] = {1. / 6227020800., 1. / 479001600., 1. / 39916800., 1. / 3628800., 1. / 362880.,
-                                          1. / 40320.,      1. / 5040.,      1. / 720.,      1. / 120.,     1. / 24.,
-                                          1. / 6.,          1. / 2.,         1.,             1.};
+  static constexpr double kExp[kTerms] = {
+      1. / 6227020800., 1. / 479001600., 1. / 39916800., 1. / 3628800., 1. / 362880., 1. / 40320., 1. / 5040.,
+      1. / 720.,        1. / 120.,       1. / 24.,       1. / 6.,       1. / 2.,      1.,          1.};
 };
 
 // e^x for kTile vectors at once, step by step, so that their dependency chains overlap.

@@ -43,7 +43,8 @@ Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::optional
   check(logits.dim() >= 3, "segops.", kOp, ": logits must be [N, C, *spatial], got ", to_text(sizes_of(logits)));
   std::vector<int64_t> labels = sizes_of(logits);
   labels.erase(labels.begin() + 1);
-  check(sizes_of(target) == labels, "segops.", kOp, ": target must be ", to_text(labels), ", got ", to_text(sizes_of(target)));
+  check(sizes_of(target) == labels, "segops.", kOp, ": target must be ", to_text(labels), ", got ",
+        to_text(sizes_of(target)));
   check(logits.size(1) > 0, "segops.", kOp, ": logits must have at least one class");
   Inputs r{as_pixels(logits), torch::stable::contiguous(target), std::nullopt, {}};
   if (pixel_weight) {
@@ -71,10 +72,12 @@ Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::optional
   return r;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
-    const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
-    const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing, bool squared, bool with_overlap,
-    bool with_confusion, bool with_map, int64_t on_bad) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> statistics(const Tensor& logits, const Tensor& target,
+                                                              const std::optional<Tensor>& weight,
+                                                              const std::optional<Tensor>& pixel_weight,
+                                                              int64_t ignore_index, double label_smoothing, bool squared,
+                                                              bool with_overlap, bool with_confusion, bool with_map,
+                                                              int64_t on_bad) {
   const Inputs inputs = inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
   const int64_t n = inputs.in.batch, c = inputs.in.classes;
   Tensor overlap = empty(with_overlap ? std::vector<int64_t>{n, 3, c} : std::vector<int64_t>{0}, ScalarType::Double, logits);
@@ -119,12 +122,13 @@ Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> value(const Tensor& overlap, const Tensor& ce,
-                                                 const std::optional<Tensor>& dice_class_weight, double num_i, double den_i,
-                                                 double den_p, double den_t, double smooth, double ce_weight,
-                                                 double dice_weight, bool batch_dice, bool include_background,
-                                                 bool skip_absent, bool ce_mean) {
+                                                         const std::optional<Tensor>& dice_class_weight, double num_i,
+                                                         double den_i, double den_p, double den_t, double smooth,
+                                                         double ce_weight, double dice_weight, bool batch_dice,
+                                                         bool include_background, bool skip_absent, bool ce_mean) {
   const bool with_overlap = overlap.dim() == 3;
-  check(!with_overlap || overlap.size(1) == 3, "segops.", kOp, ": overlap must be [N, 3, C], got ", to_text(sizes_of(overlap)));
+  check(!with_overlap || overlap.size(1) == 3, "segops.", kOp, ": overlap must be [N, 3, C], got ",
+        to_text(sizes_of(overlap)));
   DiceCeLossValue p{};
   p.batch = with_overlap ? overlap.size(0) : 0;
   p.classes = with_overlap ? overlap.size(2) : 0;

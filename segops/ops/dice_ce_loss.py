@@ -1,8 +1,8 @@
 """dice_ce_loss: softmax-Dice and weighted cross-entropy from one read of the logits.
 
-Three operators: ``statistics`` reads logits and target once and returns O(N C) sums, ``value`` turns sums into the loss and its
-derivatives with respect to them, ``backward`` reads the logits once more and writes their gradient. Between the first two the
-sums of several ranks can be added.
+Three operators: ``statistics`` reads logits and target once and returns O(N C) sums, ``value`` turns sums into the loss
+and its derivatives with respect to them, ``backward`` reads the logits once more and writes their gradient. Between the
+first two the sums of several ranks can be added.
 """
 
 from __future__ import annotations
@@ -57,14 +57,12 @@ def _fake_statistics(
     on_bad: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, c = logits.shape[:2]
-    f64 = {"dtype": torch.float64, "device": logits.device}
-    i64 = {"dtype": torch.int64, "device": logits.device}
     return (
-        torch.empty((n, 3, c) if with_overlap else (0,), **f64),
-        torch.empty((2,), **f64),
-        torch.empty(target.shape if with_map else (0,), dtype=_accumulation_dtype(logits), device=logits.device),
-        torch.empty((c, c) if with_confusion else (0,), **i64),
-        torch.empty((3,), **i64),
+        logits.new_empty((n, 3, c) if with_overlap else (0,), dtype=torch.float64),
+        logits.new_empty((2,), dtype=torch.float64),
+        logits.new_empty(target.shape if with_map else (0,), dtype=_accumulation_dtype(logits)),
+        logits.new_empty((c, c) if with_confusion else (0,), dtype=torch.int64),
+        logits.new_empty((3,), dtype=torch.int64),
     )
 
 
@@ -117,7 +115,9 @@ def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _statistics_backward(ops: Any, ctx: Any, grad_overlap: Any, grad_ce: Any, grad_map: Any, *_: Any) -> tuple[Any, ...]:
+def _statistics_backward(
+    ops: Any, ctx: Any, grad_overlap: Any, grad_ce: Any, grad_map: Any, *_: Any
+) -> tuple[Any, ...]:
     logits, target, weight, pixel_weight = ctx.saved_tensors
     grad = None
     if grad_overlap is not None or grad_ce is not None or grad_map is not None:
@@ -195,11 +195,11 @@ def dice_ce_loss(
 ) -> Tensor | tuple[Tensor, DiceCELossParts]:
     """``ce_weight * cross-entropy + dice_weight * softmax-Dice``, without a one-hot and without stored probabilities.
 
-    The cross-entropy is that of :func:`torch.nn.functional.cross_entropy`. With p = softmax(logits, 1) and t the one-hot
-    target, both zero at ignored pixels, I = sum p t, P = sum p, T = sum t over the pixels of an image, the score of a class is
-    (2 I + smooth) / (P + T + smooth), and the Dice term is the mean of 1 - score over classes and images (Milletari et al.,
-    "V-Net", 2016; with ``squared`` their p^2). Forward reads the logits once and keeps nothing of their size; backward reads
-    them once and writes the gradient once.
+    The cross-entropy is that of :func:`torch.nn.functional.cross_entropy`. With p = softmax(logits, 1) and t the
+    one-hot target, both zero at ignored pixels, I = sum p t, P = sum p, T = sum t over the pixels of an image, the
+    score of a class is (2 I + smooth) / (P + T + smooth), and the Dice term is the mean of 1 - score over classes and
+    images (Milletari et al., "V-Net", 2016; with ``squared`` their p^2). Forward reads the logits once and keeps
+    nothing of their size; backward reads them once and writes the gradient once.
 
     Args:
         logits: [N, C, *spatial] with one to three (or more) spatial dimensions; float32, float64, bfloat16 or float16,
@@ -223,13 +223,14 @@ def dice_ce_loss(
         reduction: of the cross-entropy: "mean", "sum", or "none" for its map [N, *spatial] (with ``dice_weight=0``).
         return_parts: also return :class:`DiceCELossParts`.
         process_group: statistics over several ranks (not supported yet).
-        validate: "raise" raises ValueError for a label that is neither in [0, C) nor `ignore_index` (RuntimeError inside a
-            compiled graph); "count" ignores such pixels and adds to :func:`segops.take_bad_data_count`; "off" ignores them.
+        validate: "raise" raises ValueError for a label that is neither in [0, C) nor `ignore_index` (RuntimeError
+            inside a compiled graph); "count" ignores such pixels and adds to :func:`segops.take_bad_data_count`; "off"
+            ignores them.
         backend: see :mod:`segops.backends`.
 
     Returns:
-        The loss, 0-dimensional (or the map), in the dtype of the logits, float32 under autocast; with `return_parts` the
-        pair (loss, parts).
+        The loss, 0-dimensional (or the map), in the dtype of the logits, float32 under autocast; with `return_parts`
+        the pair (loss, parts).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; a bad label.
@@ -246,6 +247,12 @@ def dice_ce_loss(
     dtype = torch.float32 if torch.is_autocast_enabled(logits.device.type) else logits.dtype
     if chosen == "reference":
         target = _reference_target(target, logits.shape[1], ignore_index, validate)
+        if reduction == "none":
+            accumulated = logits.to(_accumulation_dtype(logits))
+            ce_map, _ = reference.cross_entropy_map(
+                accumulated, target, weight, pixel_weight, ignore_index, label_smoothing
+            )
+            return ce_map.to(dtype)
         loss, ce, dice, scores, confusion = reference.dice_ce_loss(
             logits,
             target,
@@ -262,7 +269,7 @@ def dice_ce_loss(
             skip_absent=absent_classes == "skip",
             dice_class_weight=dice_class_weight,
             squared=squared,
-            reduction=reduction,
+            ce_mean=reduction == "mean",
         )
     else:
         ops = getattr(torch.ops, backends.namespace(chosen))
@@ -303,7 +310,8 @@ def dice_ce_loss(
         ce, dice = parts[0], parts[1]
     if not return_parts:
         return loss.to(dtype)
-    return loss.to(dtype), DiceCELossParts(*(t.detach().to(dtype) for t in (ce, dice, scores)), confusion)
+    ce, dice, scores = (t.detach().to(dtype) for t in (ce, dice, scores))
+    return loss.to(dtype), DiceCELossParts(ce, dice, scores, confusion)
 
 
 def overlap_coefficients(overlap: Overlap) -> tuple[float, float, float, float]:
@@ -355,26 +363,28 @@ def _check_tensors(
                 f"{list(pixels)}, got {list(target.shape)}"
             )
         raise ValueError(
-            f"segops.dice_ce_loss: target must be {list(pixels)} for logits {list(logits.shape)}, got {list(target.shape)}"
+            f"segops.dice_ce_loss: target must be {list(pixels)} for logits {list(logits.shape)}, "
+            f"got {list(target.shape)}"
         )
     if target.device != logits.device:
         raise ValueError(f"segops.dice_ce_loss: target must be on {logits.device} like logits, got {target.device}")
-    for name, t, shape in (
+    optional: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...] = (
         ("weight", weight, (logits.shape[1],)),
         ("pixel_weight", pixel_weight, pixels),
         ("dice_class_weight", dice_class_weight, (logits.shape[1],)),
-    ):
-        if t is None:
+    )
+    for name, given, shape in optional:
+        if given is None:
             continue
-        if not isinstance(t, Tensor):
-            raise TypeError(f"segops.dice_ce_loss: {name} must be a Tensor or None, got {type(t).__name__}")
-        if not t.dtype.is_floating_point:
-            raise TypeError(f"segops.dice_ce_loss: {name} must be floating point, got {_name(t.dtype)}")
-        if tuple(t.shape) != shape:
-            raise ValueError(f"segops.dice_ce_loss: {name} must be {list(shape)}, got {list(t.shape)}")
-        if t.device != logits.device:
-            raise ValueError(f"segops.dice_ce_loss: {name} must be on {logits.device} like logits, got {t.device}")
-        if t.requires_grad:
+        if not isinstance(given, Tensor):
+            raise TypeError(f"segops.dice_ce_loss: {name} must be a Tensor or None, got {type(given).__name__}")
+        if not given.dtype.is_floating_point:
+            raise TypeError(f"segops.dice_ce_loss: {name} must be floating point, got {_name(given.dtype)}")
+        if tuple(given.shape) != shape:
+            raise ValueError(f"segops.dice_ce_loss: {name} must be {list(shape)}, got {list(given.shape)}")
+        if given.device != logits.device:
+            raise ValueError(f"segops.dice_ce_loss: {name} must be on {logits.device} like logits, got {given.device}")
+        if given.requires_grad:
             raise ValueError(f"segops.dice_ce_loss: {name} must not require a gradient; pass {name}.detach()")
 
 
@@ -404,7 +414,12 @@ def _check_options(
     require(reduction in ("mean", "sum", "none"), "reduction", '"mean", "sum" or "none"', reduction)
     require(validate in errors.VALIDATE, "validate", '"raise", "count" or "off"', validate)
     if reduction == "none":
-        require(dice_weight == 0, "dice_weight", '0 with reduction="none" (the map is that of the cross-entropy)', dice_weight)
+        require(
+            dice_weight == 0,
+            "dice_weight",
+            '0 with reduction="none" (the map is that of the cross-entropy)',
+            dice_weight,
+        )
         require(not return_parts, "return_parts", 'False with reduction="none"', return_parts)
 
 

@@ -20,8 +20,8 @@ inline std::string describe_bad_labels(const std::string& op, const BadData& bad
   }
   std::ostringstream text;
   text << "segops." << op << ": target has " << bad.count << (bad.count == 1 ? " label" : " labels") << " outside [0, "
-       << classes << ") that " << (bad.count == 1 ? "is" : "are") << " not ignore_index (" << ignore_index << "); the first is "
-       << bad.value << " at [";
+       << classes << ") that " << (bad.count == 1 ? "is" : "are") << " not ignore_index (" << ignore_index
+       << "); the first is " << bad.value << " at [";
   for (size_t i = 0; i < index.size(); ++i) text << (i ? ", " : "") << index[i];
   text << "]";
   return text.str();

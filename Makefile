@@ -1,0 +1,61 @@
+# make demo, make test: from a fresh clone to a result. Each creates .venv, installs and builds what is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+# Built here rather than by pip in a place of its own, so that torch (gigabytes) is installed once.
+INSTALL := $(PIP) install --quiet --no-build-isolation
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test build bench bench-recycled bench-default lint arm64 clean
+
+help:
+	@echo "make demo    train a small U-Net on scenes of digits (about two minutes) and time the operators here"
+	@echo "make test    run all tests"
+	@echo "make build   build the libraries into segops/"
+	@echo "make bench   time segops against PyTorch and its peers, in both allocator regimes"
+	@echo "make lint    ruff, clang-format and mypy"
+	@echo "make arm64   compile the CPU kernels for arm64 and run them in an emulator"
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "setuptools>=77" pybind11 cmake ninja numpy torch torchvision
+	touch $@
+
+$(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.built
+	$(INSTALL) --editable ".[demo]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.built
+	$(INSTALL) --editable ".[test]"
+	touch $@
+
+$(VENV)/.lint: pyproject.toml $(VENV)/.torch
+	$(PIP) install --quiet $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['lint'])")
+	touch $@
+
+build: $(VENV)/.built
+
+demo: $(VENV)/.demo
+	$(BIN)/segops demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files 'csrc/*' 'tests/csrc/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/mypy
+
+# The CPU kernels cross-compiled and run in an emulator (Debian: g++-aarch64-linux-gnu, qemu-user).
+arm64: $(VENV)/.test
+	$(BIN)/python -m pytest tests/csrc/test_arm64.py
+
+clean:
+	rm -rf build segops/lib segops/_native*.so $(VENV)/.built

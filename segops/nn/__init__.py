@@ -1,0 +1,5 @@
+"""Layers: parameters and options plus one operator call."""
+
+from segops.nn.losses import DiceCELoss
+
+__all__ = ["DiceCELoss"]

@@ -1,0 +1,82 @@
+"""Losses as modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from segops.ops.dice_ce_loss import DiceCELossParts, Overlap, dice_ce_loss
+
+
+class DiceCELoss(nn.Module):
+    """:func:`segops.dice_ce_loss` with its options held by a module.
+
+    Args: the keyword arguments of :func:`segops.dice_ce_loss` but `pixel_weight`, which goes to the call. `weight` and
+        `dice_class_weight` become buffers that are not saved with the model, as they are options rather than state.
+
+    Shape:
+        logits [N, C, *spatial], target [N, *spatial]; returns what the function returns.
+    """
+
+    weight: Tensor | None
+    dice_class_weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        ce_weight: float = 1.0,
+        dice_weight: float = 1.0,
+        overlap: Overlap = "dice",
+        smooth: float = 1e-5,
+        batch_dice: bool = False,
+        include_background: bool = True,
+        absent_classes: str = "count",
+        dice_class_weight: Tensor | None = None,
+        squared: bool = False,
+        align_corners: bool = False,
+        reduction: str = "mean",
+        return_parts: bool = False,
+        process_group: Any = None,
+        validate: str = "raise",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("dice_class_weight", dice_class_weight, persistent=False)
+        self.options: dict[str, Any] = {
+            "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing,
+            "ce_weight": ce_weight,
+            "dice_weight": dice_weight,
+            "overlap": overlap,
+            "smooth": smooth,
+            "batch_dice": batch_dice,
+            "include_background": include_background,
+            "absent_classes": absent_classes,
+            "squared": squared,
+            "align_corners": align_corners,
+            "reduction": reduction,
+            "return_parts": return_parts,
+            "process_group": process_group,
+            "validate": validate,
+            "backend": backend,
+        }
+
+    def forward(
+        self, logits: Tensor, target: Tensor, pixel_weight: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, DiceCELossParts]:
+        return dice_ce_loss(
+            logits,
+            target,
+            weight=self.weight,
+            dice_class_weight=self.dice_class_weight,
+            pixel_weight=pixel_weight,
+            **self.options,
+        )
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)

@@ -1,0 +1,32 @@
+"""Loss modules are their functions with the options held."""
+
+import inspect
+
+import torch
+
+import segops
+from segops.nn import DiceCELoss
+from tests.cases import make_logits, random_labels
+
+
+def test_module_has_the_function_s_options():
+    function = inspect.signature(segops.dice_ce_loss).parameters
+    module = inspect.signature(DiceCELoss.__init__).parameters
+    missing = set(function) - set(module) - {"logits", "target", "pixel_weight"}
+    assert not missing
+    assert all(module[name].default == function[name].default for name in module if name != "self")
+
+
+def test_module_equals_function():
+    logits, target = make_logits((2, 4, 9, 7)), random_labels((2, 9, 7), 4)
+    weight = torch.tensor([0.5, 1.0, 2.0, 3.0])
+    pixel_weight = torch.rand(2, 9, 7, generator=torch.Generator().manual_seed(5))
+    options = {"overlap": ("tversky", 0.3, 0.7), "label_smoothing": 0.1, "batch_dice": True, "dice_weight": 0.5}
+    module = DiceCELoss(weight=weight, dice_class_weight=weight.flip(0), **options)
+    expected = segops.dice_ce_loss(
+        logits, target, weight=weight, dice_class_weight=weight.flip(0), pixel_weight=pixel_weight, **options
+    )
+    assert torch.equal(module(logits, target, pixel_weight), expected)
+    assert module.state_dict() == {}
+    assert module.double().weight.dtype == torch.float64
+    assert "label_smoothing=0.1" in repr(module)
