@@ -55,7 +55,7 @@ lint: $(VENV)/.lint
 
 # The CPU kernels cross-compiled and run in an emulator (Debian: g++-aarch64-linux-gnu, qemu-user).
 arm64: $(VENV)/.test
-	$(BIN)/python -m pytest tests/csrc/test_arm64.py
+	$(BIN)/python -m pytest tests/csrc/test_kernels.py -k arm64
 
 clean:
 	rm -rf build segops/lib segops/_native*.so $(VENV)/.built

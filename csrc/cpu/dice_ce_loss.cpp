@@ -15,12 +15,15 @@ namespace {
 
 constexpr int kChains = 4;  // vectors summed side by side, to hide the latency of an addition
 
-// Sums of one item, in double: P, I, T of each class, then the two sums of the cross-entropy.
+// Neighbouring pixels mostly share a label, and an addition to memory waits for the one before it: four copies in turn.
+constexpr int kCopies = 4;
+typedef double Pair __attribute__((vector_size(16)));
+
+// Sums of one item: P of each class, the two sums of the cross-entropy, and (I, T) of each class in kCopies copies.
 struct ItemSums {
   double* p;
-  double* i;
-  double* t;
   double* ce;
+  Pair* it;
 };
 
 template <bool kSquared, class T>
@@ -48,17 +51,18 @@ void add_class_sums(const Block<T>& b, double* p) {
 }
 
 template <class T>
-void add_target_sums(const Block<T>& b, const ItemSums& sums) {
+void add_target_sums(const Block<T>& b, Pair* it) {
   for (int64_t g = 0; g < b.padded; g += kGroup) {
     const int32_t label = b.group[g / kGroup];
+    const T* prob = b.target_prob + g;
     if (label >= 0) {
-      sums.i[label] += sum_of_lanes<T, kGroup>(b.target_prob + g);
-      sums.t[label] += kGroup;
+      const Vec<T, 4> total = (load<4, T>(prob) + load<4, T>(prob + 4)) + (load<4, T>(prob + 8) + load<4, T>(prob + 12));
+      it[label * kCopies] += Pair{static_cast<double>((total[0] + total[1]) + (total[2] + total[3])), kGroup};
     } else if (label == kMixed) {
-      for (int64_t i = g; i < g + kGroup; ++i) {
-        if (b.label[i] < 0) continue;
-        sums.i[b.label[i]] += b.target_prob[i];
-        sums.t[b.label[i]] += 1;
+      for (int i = 0; i < kGroup; ++i) {
+        // A pixel that is ignored adds nothing to class 0.
+        const int32_t own = b.label[g + i];
+        it[(own < 0 ? 0 : own) * kCopies + i % kCopies] += Pair{static_cast<double>(prob[i]), own < 0 ? 0. : 1.};
       }
     }
   }
@@ -154,7 +158,7 @@ struct Forward {
       add_class_sums<true>(b, sums.p);
     else
       add_class_sums<false>(b, sums.p);
-    add_target_sums(b, sums);
+    add_target_sums(b, sums.it);
   }
 };
 
@@ -294,7 +298,9 @@ Status run_statistics(const DiceCeLossStatistics& params, const Parallel& parall
   const int64_t block_bytes = Block<T>::bytes(c, plan.capacity);
   Memory scratch(parallel.workers * block_bytes), partial(plan.items * sums * 8);
   Memory bad(plan.items * static_cast<int64_t>(sizeof(BadData))), confusion(parallel.workers * counts * 8);
-  if (!scratch.data || !partial.data || !bad.data || !confusion.data) return Status::out_of_memory;
+  const int64_t pairs = c * kCopies;
+  Memory target_sums(parallel.workers * pairs * static_cast<int64_t>(sizeof(Pair)));
+  if (!scratch.data || !partial.data || !bad.data || !confusion.data || !target_sums.data) return Status::out_of_memory;
   double* const item_sums = reinterpret_cast<double*>(partial.data);
   BadData* const item_bad = reinterpret_cast<BadData*>(bad.data);
   int64_t* const worker_counts = reinterpret_cast<int64_t*>(confusion.data);
@@ -306,10 +312,15 @@ Status run_statistics(const DiceCeLossStatistics& params, const Parallel& parall
     if (params.confusion) own.confusion = worker_counts + worker * counts;
     const Forward<T, In> forward{own};
     double* s = item_sums + item * sums;
-    const ItemSums to{s + c, s, s + 2 * c, s + 3 * c};
+    const ItemSums to{s + c, s + 3 * c, reinterpret_cast<Pair*>(target_sums.data) + worker * pairs};
+    __builtin_memset(to.it, 0, static_cast<size_t>(pairs) * sizeof(Pair));
     for_each_block<T, In>(in, plan, item, b, item_bad + item, [&](Rows<In> planar, const In* pixels, int64_t n, int64_t at) {
       forward.block(b, planar, pixels, n * in.pixels + at, to);
     });
+    for (int64_t k = 0; k < pairs; ++k) {
+      s[k / kCopies] += to.it[k][0];
+      s[2 * c + k / kCopies] += to.it[k][1];
+    }
   });
 
   if (params.overlap) __builtin_memset(params.overlap, 0, static_cast<size_t>(in.batch * 3 * c) * sizeof(double));

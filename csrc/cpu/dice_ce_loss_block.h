@@ -35,9 +35,10 @@ struct Block {
   T* sum;           // row: sum of exponentials
   T* inverse;       // row: 1 / sum, 0 where ignored
   T* target_prob;   // row
-  T* weight;        // row: class weight times pixel weight, 0 where ignored
+  T* weight;        // row: class weight times pixel weight, 0 where ignored (pixel_weight or weight_row)
   T* pixel_weight;  // row: pixel weight, 0 where ignored
-  T* row_a;         // rows for forward or backward to use
+  T* weight_row;
+  T* row_a;  // rows for forward or backward to use
   T* row_b;
   T* class_id;     // row: the label as T; a value no class has where ignored
   int32_t* label;  // row: the label, kIgnored where ignored or bad
@@ -55,8 +56,8 @@ struct Block {
     exp = reinterpret_cast<T*>(memory);
     staged = exp + classes * capacity;
     T* rows = staged + classes * capacity;
-    T** const names[kRows] = {&shift,  &target_logit, &sum,   &inverse, &target_prob,
-                              &weight, &pixel_weight, &row_a, &row_b,   &class_id};
+    T** const names[kRows] = {&shift,      &target_logit, &sum,   &inverse, &target_prob,
+                              &weight_row, &pixel_weight, &row_a, &row_b,   &class_id};
     for (int i = 0; i < kRows; ++i) *names[i] = rows + i * capacity;
     label = reinterpret_cast<int32_t*>(rows + kRows * capacity);
     group = label + capacity;
@@ -70,17 +71,50 @@ struct Rows {
   int64_t stride;
 };
 
-template <class Label>
-static void read_labels(const Label* target, int64_t n, int64_t classes, int64_t ignore_index, int32_t* label, bool& bad) {
-  int32_t any = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t value = target[i];
-    const bool ignored = value == ignore_index;
-    const bool inside = (value >= 0) & (value < classes);
-    any |= !inside & !ignored;
-    label[i] = inside & !ignored ? static_cast<int32_t>(value) : kIgnored;
+// Labels to int32, kIgnored where they are ignored or out of range; compared in Wide, which holds every Label and the class
+// count. Returns whether any was out of range.
+template <class Wide, class Label>
+static bool read_labels(const Label* target, int64_t n, int64_t classes, int64_t ignore_index, int32_t* label) {
+  constexpr int kLanes = kNativeLanes<Wide>, kStep = kNativeLanes<int32_t>;
+  using V = Vec<Wide, kLanes>;
+  const Wide count = static_cast<Wide>(classes), ignore = static_cast<Wide>(ignore_index);
+  const V ignorable = ignore == ignore_index ? ~V{} : V{};
+  V bad{};
+  auto convert = [&](const Label* from) {
+    V value;
+    if constexpr (sizeof(Label) == sizeof(Wide))
+      value = load<kLanes, Wide>(from);
+    else
+      value = __builtin_convertvector(load<kLanes, Label>(from), V);
+    const V inside = (value >= 0) & (value < count), ignored = (value == ignore) & ignorable;
+    bad |= ~inside & ~ignored;
+    return inside & ~ignored ? value : broadcast<kLanes, Wide>(kIgnored);
+  };
+  auto step = [&](const Label* from, int32_t* to) {
+    using Out = Vec<int32_t, kStep>;
+    Out out;
+    if constexpr (sizeof(Wide) == sizeof(int32_t)) {
+      out = convert(from);
+    } else {  // the low halves of two vectors
+      Out low_halves;
+      for (int k = 0; k < kStep; ++k) low_halves[k] = 2 * k;
+      const Out first = reinterpret_cast<Out>(convert(from)), second = reinterpret_cast<Out>(convert(from + kLanes));
+      out = __builtin_shuffle(first, second, low_halves);
+    }
+    *reinterpret_cast<Unaligned<int32_t, kStep>*>(to) = out;
+  };
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) step(target + i, label + i);
+  if (i < n) {
+    Label rest[kStep] = {};
+    int32_t converted[kStep];
+    for (int64_t k = i; k < n; ++k) rest[k - i] = target[k];
+    step(rest, converted);
+    for (int64_t k = i; k < n; ++k) label[k] = converted[k - i];
   }
-  bad = any != 0;
+  for (int k = 0; k < kLanes; ++k)
+    if (bad[k]) return true;
+  return false;
 }
 
 static int64_t label_at(const DiceCeLossInputs& in, int64_t position) {
@@ -96,20 +130,17 @@ static int64_t label_at(const DiceCeLossInputs& in, int64_t position) {
 template <class T>
 static void load_labels(Block<T>& b, const DiceCeLossInputs& in, int64_t n, int64_t first, BadData* bad_labels) {
   const int64_t at = n * in.pixels + first;
+  auto read = [&](auto wide, auto label) {
+    using Label = decltype(label);
+    return read_labels<decltype(wide)>(static_cast<const Label*>(in.target) + at, b.size, b.classes, in.ignore_index,
+                                       b.label);
+  };
   bool bad = false;
   switch (in.target_dtype) {
-    case Dtype::uint8:
-      read_labels(static_cast<const uint8_t*>(in.target) + at, b.size, b.classes, in.ignore_index, b.label, bad);
-      break;
-    case Dtype::int16:
-      read_labels(static_cast<const int16_t*>(in.target) + at, b.size, b.classes, in.ignore_index, b.label, bad);
-      break;
-    case Dtype::int32:
-      read_labels(static_cast<const int32_t*>(in.target) + at, b.size, b.classes, in.ignore_index, b.label, bad);
-      break;
-    default:
-      read_labels(static_cast<const int64_t*>(in.target) + at, b.size, b.classes, in.ignore_index, b.label, bad);
-      break;
+    case Dtype::uint8: bad = read(int32_t{}, uint8_t{}); break;
+    case Dtype::int16: bad = read(int32_t{}, int16_t{}); break;
+    case Dtype::int32: bad = read(int32_t{}, int32_t{}); break;
+    default: bad = read(int64_t{}, int64_t{}); break;
   }
   if (bad && bad_labels) {
     for (int64_t i = 0; i < b.size; ++i) {
@@ -122,24 +153,24 @@ static void load_labels(Block<T>& b, const DiceCeLossInputs& in, int64_t n, int6
     }
   }
   for (int64_t i = b.size; i < b.padded; ++i) b.label[i] = kIgnored;
-  const T* pixel_weight = in.pixel_weight ? static_cast<const T*>(in.pixel_weight) + at : nullptr;
   for (int64_t i = 0; i < b.padded; ++i) {
-    const bool valid = b.label[i] >= 0;
-    b.pixel_weight[i] = valid ? (pixel_weight && i < b.size ? pixel_weight[i] : T(1)) : T(0);
     b.class_id[i] = static_cast<T>(b.label[i]);
+    b.pixel_weight[i] = b.label[i] >= 0 ? T(1) : T(0);
+  }
+  if (in.pixel_weight) {
+    const T* given = static_cast<const T*>(in.pixel_weight) + at;
+    for (int64_t i = 0; i < b.size; ++i) b.pixel_weight[i] = b.label[i] >= 0 ? given[i] : T(0);
   }
   for (int64_t g = 0; g < b.padded; g += kGroup) {
     const int32_t* label = b.label + g;
     int32_t different = 0;
     for (int i = 0; i < kGroup; ++i) different |= label[i] ^ label[0];
     b.group[g / kGroup] = different ? kMixed : label[0];
-    if (!in.weight) {
-      for (int i = 0; i < kGroup; ++i) b.weight[g + i] = b.pixel_weight[g + i];
-    } else {
-      for (int i = 0; i < kGroup; ++i)
-        b.weight[g + i] = label[i] < 0 ? T(0) : b.pixel_weight[g + i] * static_cast<T>(in.weight[label[i]]);
-    }
   }
+  b.weight = in.weight ? b.weight_row : b.pixel_weight;
+  if (in.weight)
+    for (int64_t i = 0; i < b.padded; ++i)
+      b.weight[i] = b.label[i] < 0 ? T(0) : b.pixel_weight[i] * static_cast<T>(in.weight[b.label[i]]);
 }
 
 // Copies [size, C] (channels last) or a ragged planar block into rows, converted and padded with zeros.

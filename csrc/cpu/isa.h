@@ -14,8 +14,8 @@ SEGOPS_EXPORT bool isa_supported(Isa level);
 }  // namespace segops
 
 // A kernel file defines segops::SEGOPS_ISA::name(const Params&, const Parallel&). Its baseline compilation adds, with this
-// macro, the launcher segops::name that picks a level.
-#if defined(__x86_64__)
+// macro, the launcher segops::name that picks a level. SEGOPS_ONE_LEVEL is a build of the baseline alone.
+#if defined(__x86_64__) && !defined(SEGOPS_ONE_LEVEL)
 #define SEGOPS_LAUNCHER(name, Params)                           \
   namespace segops::v3 {                                        \
   Status name(const Params&, const Parallel&);                  \
