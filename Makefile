@@ -7,6 +7,12 @@ PIP := $(BIN)/pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-build-isolation
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
+# Regime "recycled": the C library keeps freed memory, so that kernels are compared and not page faults.
+RECYCLED := SEGOPS_BENCH_REGIME=recycled MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
+DEFAULT := SEGOPS_BENCH_REGIME=default
+RESULTS := benchmarks/results
+BENCH := $(BIN)/python -m pytest benchmarks --benchmark-json
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test build bench bench-recycled bench-default lint arm64 clean
 
@@ -46,6 +52,16 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# Both regimes, one after the other, then the tables; BENCH_ARGS="-k bfloat16 --bench-laps 20" for a part of them.
+bench: bench-recycled bench-default
+	$(BIN)/python -m benchmarks.compare $(RESULTS)/recycled.json $(RESULTS)/default.json | tee $(RESULTS)/RESULTS.md
+
+bench-recycled: $(VENV)/.test
+	$(RECYCLED) $(BENCH)=$(RESULTS)/recycled.json $(BENCH_ARGS)
+
+bench-default: $(VENV)/.test
+	$(DEFAULT) $(BENCH)=$(RESULTS)/default.json $(BENCH_ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

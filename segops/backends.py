@@ -32,7 +32,7 @@ def reason_unavailable(backend: str, device_type: str = "cpu") -> str | None:
         return "segops has no Triton kernels yet"
     if backend == "simt":
         return "the host execution of the CUDA kernels is not built yet"
-    if device_type == "cpu":
+    if device_type in ("cpu", "meta"):  # meta tensors go through the shapes of the same operators
         return _library.cpu_unavailable
     if device_type == "cuda":
         return _library.cuda_unavailable or "segops has no CUDA kernels yet"
@@ -46,7 +46,7 @@ def available(device_type: str = "cpu") -> tuple[str, ...]:
 
 @contextmanager
 def use(backend: str) -> Iterator[None]:
-    """Within this context, ops without an explicit ``backend=`` run on `backend`."""
+    """Within this context, ops without an explicit ``backend=`` run on `backend`, in every thread of the process."""
     _check_name(backend, "backend")
     _chosen.append(backend)
     try:

@@ -7,6 +7,7 @@ An op never trusts them and never stops a device for them. It returns a record o
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from segops import _library
 
@@ -21,11 +22,20 @@ def on_bad(validate: str) -> int:
     """How an operator is to treat bad data: inside a graph nobody reads its record, so there it raises by itself."""
     if validate == "count":
         return COUNT
-    return RAISE if validate == "raise" and torch.compiler.is_compiling() else RECORD
+    return RAISE if validate == "raise" and not _record_is_read(None) else RECORD
+
+
+def _record_is_read(record: torch.Tensor | None) -> bool:
+    """Whether this call reads its record: not inside a graph or a transform of torch.func, and not a fake one."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return record is None or (record.device.type == "cpu" and not isinstance(record, FakeTensor))
 
 
 def raise_bad_labels(op: str, record: torch.Tensor, target: torch.Tensor, classes: int, ignore_index: int) -> None:
     """Raise ValueError if the record of an eager CPU call tells of bad labels."""
+    if not _record_is_read(record):
+        return
     count, position, value = record.tolist()
     if count:
         raise ValueError(describe_bad_labels(op, count, position, value, list(target.shape), classes, ignore_index))

@@ -6,6 +6,16 @@ import torch
 from torch import Tensor
 
 LAYOUTS = ("contiguous", "channels_last", "sliced")
+#: Further layouts of `make_logits`: views as cropping, indexing and broadcasting make them.
+VIEWS = (
+    "expanded",
+    "batch_slice",
+    "channel_slice",
+    "channels_last_batch_slice",
+    "channels_last_channel_slice",
+    "channels_last_crop",
+    "transposed",
+)
 
 
 def make_logits(
@@ -16,10 +26,15 @@ def make_logits(
     seed: int = 0,
     device: str = "cpu",
 ) -> Tensor:
-    """Normal logits [N, C, *spatial] in one of `LAYOUTS`; "sliced" is a view that no kernel can read as it is."""
+    """Normal logits [N, C, *spatial] in one of `LAYOUTS` or `VIEWS`; what a view leaves out of its storage is NaN.
+
+    "sliced" is a view that no kernel can read as it is. "expanded" repeats one image.
+    """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator) * scale
     x = x.to(dtype).to(device)
+    if layout in VIEWS:
+        return _as_view(x, layout)
     if layout == "channels_last":
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
     if layout == "sliced":
@@ -27,6 +42,26 @@ def make_logits(
         wide[..., 1::2] = x
         return wide[..., 1::2]
     return x.contiguous()
+
+
+def _as_view(x: Tensor, layout: str) -> Tensor:
+    if layout == "expanded":
+        return x[:1].expand(x.shape)
+    if layout == "transposed":
+        return x.transpose(1, -1).contiguous().transpose(1, -1)
+    axis, step = {"batch_slice": (0, 2), "channel_slice": (1, 1), "crop": (-1, 1)}[
+        layout.removeprefix("channels_last_")
+    ]
+    shape = list(x.shape)
+    shape[axis] = step * shape[axis] + 3
+    around = torch.full(shape, float("nan"), dtype=x.dtype, device=x.device)
+    if layout.startswith("channels_last"):
+        around = around.movedim(1, -1).contiguous().movedim(-1, 1)
+    index: list[slice] = [slice(None)] * x.ndim
+    index[axis] = slice(1, 1 + step * x.shape[axis], step)
+    view = around[tuple(index)]
+    view.copy_(x)
+    return view
 
 
 def random_labels(

@@ -180,7 +180,8 @@ def test_every_file_of_an_op_exists(op):
 
 def test_every_op_is_listed_here():
     pages = {path.stem for path in (ROOT / "segops" / "ops").glob("*.py")} - {"__init__"}
-    assert pages == set(OPS)
+    parts = {page for page in pages for op in OPS if page.startswith(f"{op}_")}
+    assert pages - parts == set(OPS)
 
 
 def test_no_source_file_is_over_500_lines():

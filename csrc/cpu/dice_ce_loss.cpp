@@ -116,7 +116,8 @@ void add_cross_entropy(Block<T>& b, Rows<In> x, const DiceCeLossInputs& in, bool
   const T keep = static_cast<T>(1.0 - in.label_smoothing);
   const T spread = static_cast<T>(in.label_smoothing / static_cast<double>(in.classes));
   const T weights = static_cast<T>(total_weight(in));
-  V loss_sum{}, weight_sum{};
+  // In double: where all pixels have the same loss, as at the start of a training, float additions all round the same way.
+  Vec<double, kLanes> loss_sum{}, weight_sum{};
   for (int64_t i = 0; i < b.padded; i += kLanes) {
     const auto valid = load<kLanes, T>(b.class_id + i) >= T(0);
     const V weight = load<kLanes, T>(b.weight + i);
@@ -126,14 +127,14 @@ void add_cross_entropy(Block<T>& b, Rows<In> x, const DiceCeLossInputs& in, bool
     if (smooth) loss += spread * load<kLanes, T>(b.pixel_weight + i) * (weights * log_sum - load<kLanes, T>(b.row_a + i));
     loss = valid ? loss : V{};
     store<kLanes>(b.row_b + i, loss);
-    loss_sum += loss;
-    weight_sum += weight;
+    loss_sum += __builtin_convertvector(loss, Vec<double, kLanes>);
+    weight_sum += __builtin_convertvector(weight, Vec<double, kLanes>);
   }
-  T lanes[kLanes];
+  double lanes[kLanes];
   store<kLanes>(lanes, loss_sum);
-  ce[0] += sum_of_lanes<T, kLanes>(lanes);
+  ce[0] += sum_of_lanes<double, kLanes>(lanes);
   store<kLanes>(lanes, weight_sum);
-  ce[1] += sum_of_lanes<T, kLanes>(lanes);
+  ce[1] += sum_of_lanes<double, kLanes>(lanes);
   if (map)
     for (int64_t i = 0; i < b.size; ++i) map[i] = b.row_b[i];
 }
@@ -170,6 +171,7 @@ struct Backward {
   const T* grad_p;        // [N, C]
   const T* grad_i;        // [N, C]
   const T* class_spread;  // [C]: ce gradient * smoothing * w_c / C, or null
+  bool finite;            // whether all of these and the ce gradient are
 
   template <class Element>
   void coefficients(Block<T>& b, Rows<Element> x, const T* gp, const T* gi) const {
@@ -235,10 +237,17 @@ struct Backward {
 
   template <class Element>
   void write_any(const Block<T>& b, Element* dst, int64_t stride, const T* gp) const {
-    if (p.in.squared && class_spread) return write<true, true>(b, dst, stride, gp, class_spread);
-    if (p.in.squared) return write<true, false>(b, dst, stride, gp, class_spread);
-    if (class_spread) return write<false, true>(b, dst, stride, gp, class_spread);
-    write<false, false>(b, dst, stride, gp, class_spread);
+    if (p.in.squared && class_spread)
+      write<true, true>(b, dst, stride, gp, class_spread);
+    else if (p.in.squared)
+      write<true, false>(b, dst, stride, gp, class_spread);
+    else if (class_spread)
+      write<false, true>(b, dst, stride, gp, class_spread);
+    else
+      write<false, false>(b, dst, stride, gp, class_spread);
+    // Zero times the NaN or infinity of another pixel of the image is not zero.
+    for (int64_t i = 0; !finite && i < b.size; ++i)
+      for (int64_t c = 0; b.label[i] < 0 && c < b.classes; ++c) store<1>(dst + c * stride + i, Vec<T, 1>{});
   }
 
   void block(Block<T>& b, Rows<In> planar, const In* pixels, int64_t n, int64_t first) const {
@@ -356,8 +365,10 @@ Status run_backward(const DiceCeLossBackward& params, const Parallel& parallel) 
   }
   const double share = params.grad_ce[0] * in.label_smoothing / static_cast<double>(c);
   for (int64_t k = 0; k < c; ++k) spread[k] = static_cast<T>(share * (in.weight ? in.weight[k] : 1.0));
+  T zero = static_cast<T>(params.grad_ce[0]) * 0;  // NaN if anything is not finite
+  for (int64_t k = 0; k < (2 * in.batch + 1) * c; ++k) zero += grad_i[k] * 0;
   const Backward<T, In> backward{params, params.grad_overlap ? grad_p : nullptr, params.grad_overlap ? grad_i : nullptr,
-                                 in.label_smoothing != 0 ? spread : nullptr};
+                                 in.label_smoothing != 0 ? spread : nullptr, zero == 0};
 
   for_each_item(parallel, plan.items, plan.serial, [&](int64_t item, int32_t worker) {
     Block<T> b;

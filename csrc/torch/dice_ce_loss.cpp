@@ -30,6 +30,10 @@ const double* table(const std::optional<Tensor>& t, int64_t elements, const char
   return static_cast<const double*>(t->const_data_ptr());
 }
 
+std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
+  return t ? std::optional<Tensor>(torch::stable::contiguous(*t)) : std::nullopt;
+}
+
 // Owns the contiguous copies that the pointers in `in` may point into.
 struct Inputs {
   Pixels logits;
@@ -111,8 +115,10 @@ Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<
 
   DiceCeLossBackward p{};
   p.in = inputs.in;
-  p.grad_overlap = table(grad_overlap, inputs.in.batch * 3 * inputs.in.classes, "grad_overlap");
-  p.grad_ce = grad_ce ? table(grad_ce, 2, "grad_ce") : zero;
+  // Autograd hands over expanded gradients.
+  const std::optional<Tensor> overlap = contiguous(grad_overlap), ce = contiguous(grad_ce);
+  p.grad_overlap = table(overlap, inputs.in.batch * 3 * inputs.in.classes, "grad_overlap");
+  p.grad_ce = ce ? table(ce, 2, "grad_ce") : zero;
   p.grad_logits = grad_logits.mutable_data_ptr();
   p.grad_stride_n = grad.stride_n;
   p.grad_stride_c = grad.stride_c;
@@ -130,6 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> value(const Tensor& overlap, 
   check(!with_overlap || overlap.size(1) == 3, "segops.", kOp, ": overlap must be [N, 3, C], got ",
         to_text(sizes_of(overlap)));
   DiceCeLossValue p{};
+  p.with_overlap = with_overlap;
   p.batch = with_overlap ? overlap.size(0) : 0;
   p.classes = with_overlap ? overlap.size(2) : 0;
   Tensor loss = empty({}, ScalarType::Double, overlap);

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from segops.ops.dice_ce_loss import DiceCELossParts, Overlap, dice_ce_loss
+from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
+from segops.ops.dice_ce_loss_arguments import Overlap
 
 
 class DiceCELoss(nn.Module):

@@ -11,16 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from segops import backends, errors
 from segops._library import define_op, no_double_backward
+from segops.ops.dice_ce_loss_arguments import Overlap, check_options, check_tensors, overlap_coefficients
 from segops.reference import dice_ce_loss as reference
 
 OP = "dice_ce_loss"
-LOGITS_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
-
-Overlap = str | tuple[str, float, float]
 
 
 class DiceCELossParts(NamedTuple):
@@ -37,6 +35,10 @@ class DiceCELossParts(NamedTuple):
     dice: Tensor
     scores: Tensor
     confusion: Tensor
+
+
+# So that an exported program that returns the parts can be saved.
+torch.utils._pytree._register_namedtuple(DiceCELossParts, serialized_type_name="segops.DiceCELossParts")
 
 
 def _accumulation_dtype(logits: Tensor) -> torch.dtype:
@@ -77,7 +79,7 @@ def _fake_backward(
     label_smoothing: float,
     squared: bool,
 ) -> Tensor:
-    if _is_channels_last(logits):
+    if (_pixel_stride(logits) or 1) != 1:
         return torch.empty_like(logits.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
@@ -112,6 +114,7 @@ def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared = inputs[:7]
     ctx.save_for_backward(logits, target, weight, pixel_weight)
     ctx.options = (ignore_index, label_smoothing, squared)
+    ctx.with_overlap, ctx.with_map = inputs[7], inputs[9]
     ctx.set_materialize_grads(False)
 
 
@@ -120,14 +123,15 @@ def _statistics_backward(
 ) -> tuple[Any, ...]:
     logits, target, weight, pixel_weight = ctx.saved_tensors
     grad = None
+    # Outputs that were not asked for are empty tensors, and so are their gradients.
+    grad_overlap = grad_overlap if ctx.with_overlap else None
+    grad_map = grad_map if ctx.with_map else None
     if grad_overlap is not None or grad_ce is not None or grad_map is not None:
         if grad_map is not None:
             # The gradient of a map is a pixel weight of its own.
             per_pixel = grad_map if grad_ce is None else grad_map + grad_ce[0].to(grad_map.dtype)
             pixel_weight = per_pixel if pixel_weight is None else per_pixel * pixel_weight
             grad_ce = torch.ones(2, dtype=torch.float64, device=logits.device)
-        if grad_overlap is not None and grad_overlap.ndim != 3:
-            grad_overlap = None
         grad = ops.dice_ce_loss_backward(logits, target, weight, pixel_weight, grad_overlap, grad_ce, *ctx.options)
     return (grad, *[None] * 10)
 
@@ -229,22 +233,35 @@ def dice_ce_loss(
         backend: see :mod:`segops.backends`.
 
     Returns:
-        The loss, 0-dimensional (or the map), in the dtype of the logits, float32 under autocast; with `return_parts`
-        the pair (loss, parts).
+        The loss, 0-dimensional (or the map), in the dtype of the logits, under autocast at least float32; with
+        `return_parts` the pair (loss, parts).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; a bad label.
         NotImplementedError: logits coarser than the target; a process group.
     """
-    _check_tensors(logits, target, weight, pixel_weight, dice_class_weight)
+    check_tensors(logits, target, weight, pixel_weight, dice_class_weight)
     coefficients = overlap_coefficients(overlap)
-    _check_options(
-        ignore_index, label_smoothing, ce_weight, dice_weight, smooth, absent_classes, reduction, return_parts, validate
+    check_options(
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        ce_weight=ce_weight,
+        dice_weight=dice_weight,
+        smooth=smooth,
+        batch_dice=batch_dice,
+        include_background=include_background,
+        absent_classes=absent_classes,
+        squared=squared,
+        reduction=reduction,
+        return_parts=return_parts,
+        validate=validate,
     )
     if process_group is not None:
         raise NotImplementedError("segops.dice_ce_loss: process_group is not supported yet")
     chosen = backends.resolve(backend, logits.device)
-    dtype = torch.float32 if torch.is_autocast_enabled(logits.device.type) else logits.dtype
+    device_type = logits.device.type
+    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    dtype = _accumulation_dtype(logits) if autocast else logits.dtype
     if chosen == "reference":
         target = _reference_target(target, logits.shape[1], ignore_index, validate)
         if reduction == "none":
@@ -275,8 +292,10 @@ def dice_ce_loss(
         ops = getattr(torch.ops, backends.namespace(chosen))
         accumulate = _accumulation_dtype(logits)
         with_map = reduction == "none"
-        if not _is_channels_last(logits):
-            logits = logits.contiguous()
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(logits).tangent is not None:
+            raise NotImplementedError("segops.dice_ce_loss: forward-mode AD (jvp) is not supported")
+        if _pixel_stride(logits) is None:
+            logits = logits.contiguous()  # once, rather than in forward and in backward
         sums, ce_sums, ce_map, confusion, bad_labels = ops.dice_ce_loss_statistics(
             logits,
             target,
@@ -290,7 +309,7 @@ def dice_ce_loss(
             with_map,
             errors.on_bad(validate),
         )
-        if validate == "raise" and logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        if validate == "raise":
             errors.raise_bad_labels(OP, bad_labels, target, logits.shape[1], ignore_index)
         if with_map:
             return ce_map.to(dtype)
@@ -314,113 +333,20 @@ def dice_ce_loss(
     return loss.to(dtype), DiceCELossParts(ce, dice, scores, confusion)
 
 
-def overlap_coefficients(overlap: Overlap) -> tuple[float, float, float, float]:
-    """(i; j, p, t) of the score (i I + smooth) / (j I + p P + t T + smooth)."""
-    if overlap == "dice":
-        return 2.0, 0.0, 1.0, 1.0
-    if overlap == "jaccard":
-        return 1.0, -1.0, 1.0, 1.0
-    if isinstance(overlap, tuple | list) and len(overlap) == 3 and overlap[0] == "tversky":
-        alpha, beta = float(overlap[1]), float(overlap[2])
-        if not (0 <= alpha < float("inf") and 0 <= beta < float("inf")):
-            raise ValueError(f"segops.dice_ce_loss: tversky needs finite alpha, beta >= 0, got {alpha}, {beta}")
-        return 1.0, 1.0 - alpha - beta, alpha, beta
-    raise ValueError(
-        f'segops.dice_ce_loss: overlap must be "dice", "jaccard" or ("tversky", alpha, beta), got {overlap!r}'
-    )
-
-
-def _is_channels_last(logits: Tensor) -> bool:
-    """Channels last and not also contiguous: the layout the gradient is to keep."""
-    return not logits.is_contiguous() and logits.movedim(1, -1).is_contiguous()
-
-
-def _check_tensors(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pixel_weight: Tensor | None,
-    dice_class_weight: Tensor | None,
-) -> None:
-    for name, t in (("logits", logits), ("target", target)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"segops.dice_ce_loss: {name} must be a Tensor, got {type(t).__name__}")
-    if logits.dtype not in LOGITS_DTYPES:
-        raise TypeError(
-            f"segops.dice_ce_loss: logits must be float32, float64, bfloat16 or float16, got {_name(logits.dtype)}"
-        )
-    if target.dtype not in LABEL_DTYPES:
-        raise TypeError(f"segops.dice_ce_loss: target must be uint8, int16, int32 or int64, got {_name(target.dtype)}")
-    if logits.ndim < 3:
-        raise ValueError(f"segops.dice_ce_loss: logits must be [N, C, *spatial], got {list(logits.shape)}")
-    if logits.shape[1] < 1:
-        raise ValueError(f"segops.dice_ce_loss: logits must have at least one class, got {list(logits.shape)}")
-    pixels = (logits.shape[0], *logits.shape[2:])
-    if tuple(target.shape) != pixels:
-        if target.ndim == 3 and logits.ndim == 4 and target.shape[0] == logits.shape[0]:
-            raise NotImplementedError(
-                f"segops.dice_ce_loss: coarse logits are not supported yet: logits {list(logits.shape)} need target "
-                f"{list(pixels)}, got {list(target.shape)}"
-            )
-        raise ValueError(
-            f"segops.dice_ce_loss: target must be {list(pixels)} for logits {list(logits.shape)}, "
-            f"got {list(target.shape)}"
-        )
-    if target.device != logits.device:
-        raise ValueError(f"segops.dice_ce_loss: target must be on {logits.device} like logits, got {target.device}")
-    optional: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...] = (
-        ("weight", weight, (logits.shape[1],)),
-        ("pixel_weight", pixel_weight, pixels),
-        ("dice_class_weight", dice_class_weight, (logits.shape[1],)),
-    )
-    for name, given, shape in optional:
-        if given is None:
+def _pixel_stride(logits: Tensor) -> int | None:
+    """The stride between pixels of logits that kernels read as they are (1: planar; else channels last), or None."""
+    innermost, expected = None, 0
+    for size, stride in zip(reversed(logits.shape[2:]), reversed(logits.stride()[2:]), strict=True):
+        if size == 1:
             continue
-        if not isinstance(given, Tensor):
-            raise TypeError(f"segops.dice_ce_loss: {name} must be a Tensor or None, got {type(given).__name__}")
-        if not given.dtype.is_floating_point:
-            raise TypeError(f"segops.dice_ce_loss: {name} must be floating point, got {_name(given.dtype)}")
-        if tuple(given.shape) != shape:
-            raise ValueError(f"segops.dice_ce_loss: {name} must be {list(shape)}, got {list(given.shape)}")
-        if given.device != logits.device:
-            raise ValueError(f"segops.dice_ce_loss: {name} must be on {logits.device} like logits, got {given.device}")
-        if given.requires_grad:
-            raise ValueError(f"segops.dice_ce_loss: {name} must not require a gradient; pass {name}.detach()")
-
-
-def _check_options(
-    ignore_index: int,
-    label_smoothing: float,
-    ce_weight: float,
-    dice_weight: float,
-    smooth: float,
-    absent_classes: str,
-    reduction: str,
-    return_parts: bool,
-    validate: str,
-) -> None:
-    def require(holds: bool, name: str, expected: str, value: object) -> None:
-        if not holds:
-            raise ValueError(f"segops.dice_ce_loss: {name} must be {expected}, got {value!r}")
-
-    infinity = float("inf")
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"segops.dice_ce_loss: ignore_index must be an int, got {type(ignore_index).__name__}")
-    require(0 <= label_smoothing <= 1, "label_smoothing", "in [0, 1]", label_smoothing)
-    require(-infinity < ce_weight < infinity, "ce_weight", "finite", ce_weight)
-    require(-infinity < dice_weight < infinity, "dice_weight", "finite", dice_weight)
-    require(0 <= smooth < infinity, "smooth", "finite and >= 0", smooth)
-    require(absent_classes in ("count", "skip"), "absent_classes", '"count" or "skip"', absent_classes)
-    require(reduction in ("mean", "sum", "none"), "reduction", '"mean", "sum" or "none"', reduction)
-    require(validate in errors.VALIDATE, "validate", '"raise", "count" or "off"', validate)
-    if reduction == "none":
-        require(
-            dice_weight == 0,
-            "dice_weight",
-            '0 with reduction="none" (the map is that of the cross-entropy)',
-            dice_weight,
-        )
-        require(not return_parts, "return_parts", 'False with reduction="none"', return_parts)
+        if innermost is None:
+            innermost = stride
+        elif stride != expected:
+            return None
+        expected = stride * size
+    if innermost is None or innermost == 1:
+        return 1
+    return innermost if logits.stride(1) == 1 else None
 
 
 def _reference_target(target: Tensor, classes: int, ignore_index: int, validate: str) -> Tensor:
@@ -438,7 +364,3 @@ def _reference_target(target: Tensor, classes: int, ignore_index: int, validate:
                 errors.describe_bad_labels(OP, count, position, value, list(target.shape), classes, ignore_index)
             )
     return torch.where(bad, ignore_index, label)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

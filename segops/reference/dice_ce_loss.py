@@ -11,9 +11,9 @@ def statistics(logits: Tensor, target: Tensor, ignore_index: int, squared: bool)
     """Overlap sums I, P, T of every image and class, each [N, C]. Ignored pixels count in none of them."""
     classes = logits.shape[1]
     valid = target != ignore_index
-    prob = logits.softmax(1)
+    # Replaced before the softmax, too: the derivative of a softmax of NaN is NaN, whatever the gradient.
+    prob = torch.where(valid[:, None], logits, 0).softmax(1)
     onehot = F.one_hot(torch.where(valid, target, 0), classes).movedim(-1, 1).to(prob.dtype)
-    # where, not a product: NaN at an ignored pixel counts as little as any other value there.
     prob = torch.where(valid[:, None], prob, 0)
     onehot = torch.where(valid[:, None], onehot, 0)
     pixels = tuple(range(2, logits.ndim))

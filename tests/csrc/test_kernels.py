@@ -1,7 +1,8 @@
 """The CPU kernels as other processors run them, without torch.
 
-On arm64, in an emulator; and with AVX-512's vector width: the same source with 64-byte vectors, which the compiler splits
-where the processor has none. The second shows that the kernels' logic holds at that width, not the compiler's AVX-512 code.
+On arm64, in an emulator; and with AVX-512's vector width: the same source with 64-byte vectors, which the compiler
+splits where the processor has none. That shows that the kernels' logic holds at that width, not the compiler's AVX-512
+code.
 """
 
 from __future__ import annotations

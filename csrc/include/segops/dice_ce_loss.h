@@ -51,8 +51,9 @@ struct DiceCeLossBackward {
 // Score = (i * I + smooth) / (den_i * I + den_p * P + den_t * T + smooth) covers every overlap:
 //   dice (2; 0, 1, 1), jaccard (1; -1, 1, 1), tversky (1; 1 - alpha - beta, alpha, beta).
 struct DiceCeLossValue {
+  bool with_overlap;
   int64_t batch, classes;
-  const double* overlap;            // [N, 3, C] or null: no overlap term
+  const double* overlap;            // [N, 3, C]; not read without overlap
   const double* ce;                 // [2]
   const double* dice_class_weight;  // [C] or null
   double num_i, den_i, den_p, den_t, smooth;
@@ -60,65 +61,84 @@ struct DiceCeLossValue {
   bool batch_dice, include_background, skip_absent, ce_mean;
   double* loss;          // [1]
   double* parts;         // [2]: ce, dice
-  double* scores;        // [N or 1, C], or null where overlap is null
-  double* grad_overlap;  // [N, 3, C], or null
+  double* scores;        // [N or 1, C]; not written without overlap
+  double* grad_overlap;  // [N, 3, C]; not written without overlap
   double* grad_ce;       // [2]
 };
 
-namespace detail {
+// The scalar maths of the loss and its derivatives, the same lines for host and device: a row is an image, or the whole
+// batch where the images are pooled; a cell is one row and class. Each cell is computed by itself, so a device may share
+// them out; the caller adds up what cells return in a fixed order. A term of weight zero is left out (its NaN reaches
+// neither loss nor gradient). A score of 0/0 counts as 1 and has no gradient.
+namespace dice_ce_loss {
 
-// Sums of image n, or of the whole batch when the images are pooled.
-SEGOPS_HOST_DEVICE inline double overlap_sum(const DiceCeLossValue& p, int64_t n, int which, int64_t c) {
-  if (!p.batch_dice) return p.overlap[(n * 3 + which) * p.classes + c];
+SEGOPS_HOST_DEVICE inline int64_t rows(const DiceCeLossValue& p) { return p.batch_dice ? 1 : p.batch; }
+
+SEGOPS_HOST_DEVICE inline double overlap_sum(const DiceCeLossValue& p, int64_t row, int which, int64_t c) {
+  if (!p.batch_dice) return p.overlap[(row * 3 + which) * p.classes + c];
   double total = 0;
-  for (int64_t i = 0; i < p.batch; ++i) total += p.overlap[(i * 3 + which) * p.classes + c];
+  for (int64_t n = 0; n < p.batch; ++n) total += p.overlap[(n * 3 + which) * p.classes + c];
   return total;
 }
 
-}  // namespace detail
+// Whether a cell is part of the mean.
+SEGOPS_HOST_DEVICE inline bool counts(const DiceCeLossValue& p, int64_t row, int64_t c) {
+  return (c > 0 || p.include_background) && (!p.skip_absent || overlap_sum(p, row, 2, c) > 0);
+}
 
-// The scalar maths of the loss and its derivatives, the same lines for host and device. A term of weight zero is left out
-// (its NaN does not reach the loss). A score of 0/0 counts as 1 and has no gradient.
-SEGOPS_HOST_DEVICE inline void dice_ce_loss_value(const DiceCeLossValue& p) {
+// What a counted cell weighs. With nothing to average, "skip" has no loss; otherwise the mean of nothing is NaN, as in
+// torch.
+SEGOPS_HOST_DEVICE inline double share_of(const DiceCeLossValue& p, int64_t counted) {
+  return counted == 0 && p.skip_absent ? 0.0 : 1.0 / static_cast<double>(counted);
+}
+
+// Writes the score and the derivatives of one cell; returns its share of the Dice term.
+SEGOPS_HOST_DEVICE inline double cell(const DiceCeLossValue& p, int64_t row, int64_t c, double share) {
+  const double i = overlap_sum(p, row, 0, c), t = overlap_sum(p, row, 2, c);
+  const double num = p.num_i * i + p.smooth;
+  const double den = p.den_i * i + p.den_p * overlap_sum(p, row, 1, c) + p.den_t * t + p.smooth;
+  const double score = den == 0 ? 1.0 : num / den;
+  p.scores[row * p.classes + c] = score;
+  const bool counted = counts(p, row, c);
+  const double weight = share * (p.dice_class_weight ? p.dice_class_weight[c] : 1.0);
+  const bool differentiable = counted && den != 0 && p.dice_weight != 0;
+  const double scale = differentiable ? p.dice_weight * weight / (den * den) : 0.0;
+  for (int64_t n = p.batch_dice ? 0 : row; n < (p.batch_dice ? p.batch : row + 1); ++n) {
+    double* grad = p.grad_overlap + n * 3 * p.classes + c;
+    grad[0] = differentiable ? scale * (num * p.den_i - p.num_i * den) : 0.0;
+    grad[p.classes] = differentiable ? scale * num * p.den_p : 0.0;
+    grad[2 * p.classes] = 0;
+  }
+  return counted ? weight * (1.0 - score) : 0.0;
+}
+
+// The loss from the cells' total.
+SEGOPS_HOST_DEVICE inline void finish(const DiceCeLossValue& p, double dice, int64_t counted) {
+  if (p.with_overlap && counted == 0) dice = share_of(p, counted) * 0.0;  // infinity * 0: the mean of nothing
   const double ce = p.ce_mean ? p.ce[0] / p.ce[1] : p.ce[0];
-  double loss = p.ce_weight != 0 ? p.ce_weight * ce : 0.0;
   p.grad_ce[0] = p.ce_weight != 0 ? (p.ce_mean ? p.ce_weight / p.ce[1] : p.ce_weight) : 0.0;
   p.grad_ce[1] = 0;
-  double dice = 0;
-  if (p.overlap) {
-    const int64_t rows = p.batch_dice ? 1 : p.batch;
-    const int64_t first = p.include_background ? 0 : 1;
-    int64_t counted = 0;
-    for (int64_t n = 0; n < rows; ++n)
-      for (int64_t c = first; c < p.classes; ++c) counted += !p.skip_absent || detail::overlap_sum(p, n, 2, c) > 0;
-    // With nothing to average, "skip" has no loss; otherwise the mean of nothing is NaN, as in torch.
-    const double share = counted == 0 && p.skip_absent ? 0.0 : 1.0 / static_cast<double>(counted);
-    for (int64_t n = 0; n < rows; ++n) {
-      for (int64_t c = 0; c < p.classes; ++c) {
-        const double i = detail::overlap_sum(p, n, 0, c);
-        const double t = detail::overlap_sum(p, n, 2, c);
-        const double num = p.num_i * i + p.smooth;
-        const double den = p.den_i * i + p.den_p * detail::overlap_sum(p, n, 1, c) + p.den_t * t + p.smooth;
-        const double score = den == 0 ? 1.0 : num / den;
-        p.scores[n * p.classes + c] = score;
-        const bool counts = c >= first && (!p.skip_absent || t > 0);
-        const double weight = counts ? share * (p.dice_class_weight ? p.dice_class_weight[c] : 1.0) : 0.0;
-        if (counts) dice += weight * (1.0 - score);
-        const double scale = counts && den != 0 ? p.dice_weight * weight / (den * den) : 0.0;
-        for (int64_t image = p.batch_dice ? 0 : n; image < (p.batch_dice ? p.batch : n + 1); ++image) {
-          double* grad = p.grad_overlap + image * 3 * p.classes + c;
-          grad[0] = counts && den != 0 ? scale * (num * p.den_i - p.num_i * den) : 0.0;
-          grad[p.classes] = counts && den != 0 ? scale * num * p.den_p : 0.0;
-          grad[2 * p.classes] = 0;
-        }
-      }
-    }
-    if (counted == 0 && !p.skip_absent) dice = share * 0.0;  // inf * 0: the mean of nothing
-    if (p.dice_weight != 0) loss += p.dice_weight * dice;
-  }
-  *p.loss = loss;
   p.parts[0] = ce;
   p.parts[1] = dice;
+  double loss = p.ce_weight != 0 ? p.ce_weight * ce : 0.0;
+  if (p.with_overlap && p.dice_weight != 0) loss += p.dice_weight * dice;
+  *p.loss = loss;
+}
+
+}  // namespace dice_ce_loss
+
+// All of it in one thread.
+inline void dice_ce_loss_value(const DiceCeLossValue& p) {
+  using namespace dice_ce_loss;
+  int64_t counted = 0;
+  double dice = 0;
+  if (p.with_overlap) {
+    for (int64_t row = 0; row < rows(p); ++row)
+      for (int64_t c = 0; c < p.classes; ++c) counted += counts(p, row, c);
+    for (int64_t row = 0; row < rows(p); ++row)
+      for (int64_t c = 0; c < p.classes; ++c) dice += cell(p, row, c, share_of(p, counted));
+  }
+  finish(p, dice, counted);
 }
 
 }  // namespace segops

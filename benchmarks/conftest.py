@@ -1,0 +1,60 @@
+"""Collects bench_*.py, fixes threads and allocator regime, and stores the machine with the numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import environment, interleave
+
+ENVIRONMENT = pytest.StashKey[dict[str, Any]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("segops benchmarks")
+    group.addoption("--bench-threads", type=int, default=2, help="threads of PyTorch and segops (2)")
+    group.addoption("--bench-laps", type=int, default=7, help="laps over the contenders, at least (7)")
+    group.addoption("--bench-seconds", type=float, default=20.0, help="time more laps while these last (20)")
+    group.addoption("--bench-only", default="", metavar="REGEX", help="contenders beside segops, by name (all)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        environment.regime()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.addinivalue_line("python_files", "bench_*.py")
+    # A backend forced in the caller's shell would be timed under the name of the native one.
+    os.environ.pop("SEGOPS_BACKEND", None)
+    torch.set_num_threads(config.getoption("--bench-threads"))
+    config.stash[ENVIRONMENT] = environment.describe()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.benchmark(timer=interleave.replay_clock))
+    # Compiling the peers takes minutes on a slow machine.
+    item.add_marker(pytest.mark.timeout(0))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    # The results are published: no host names, and the instruction set says what the list of flags would.
+    machine_info.pop("node", None)
+    machine_info.get("cpu", {}).pop("flags", None)
+    machine_info["segops"] = config.stash[ENVIRONMENT]
+
+
+def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
+    commit_info["project"] = "segops"
+
+
+@pytest.fixture
+def race(request: pytest.FixtureRequest, benchmark: Any) -> Callable[..., None]:
+    """:func:`benchmarks.interleave.race` with the options of the command line."""
+    option = request.config.getoption
+    effort = interleave.Effort(option("--bench-laps"), option("--bench-seconds"), option("--bench-only"))
+    return partial(interleave.race, benchmark, effort, regime=environment.regime())

@@ -1,0 +1,5 @@
+"""python -m segops: the `segops` command."""
+
+from segops.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""Datasets of their own: what torchvision.datasets does not have."""
+
+from segops.data.digit_scenes import DigitScenes
+
+__all__ = ["DigitScenes"]

@@ -1,0 +1,239 @@
+"""The main job: train a small U-Net with segops' loss on scenes of digits, and show what came of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from segops import dice_ce_loss
+from segops.data import DigitScenes
+from segops.engine import op_table
+from segops.engine.output import OutputDirectory, RunError
+from segops.engine.picture import loss_png, prediction_png
+from segops.engine.small_unet import SmallUNet
+
+FILES = ("prediction.png", "loss.png", "metrics.json")
+_SHOWN = 6  # scenes in the picture
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What `segops demo` does; the defaults take about two minutes on two slow cores.
+
+    Attributes:
+        out: directory for the files.
+        seed: of the network's initial weights and of the scenes.
+        steps: training steps, each on `batch_size` scenes that were not seen before.
+        learning_rate: its peak, after a linear warm-up and before a half cosine to zero.
+        size: height and width of the scenes, a multiple of 8.
+        val_scenes: held-out scenes to measure on.
+        threads: of PyTorch; None leaves them as they are.
+        rounds: timings of each operator in the table.
+    """
+
+    out: Path = Path("segops-demo")
+    seed: int = 0
+    steps: int = 700
+    batch_size: int = 12
+    learning_rate: float = 1e-2
+    size: int = 64
+    val_scenes: int = 256
+    threads: int | None = None
+    rounds: int = 15
+
+
+QUICK = DemoConfig(steps=12, batch_size=4, size=48, val_scenes=8, rounds=2)
+"""Every stage in a few seconds, with a network that has not learnt much."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Quality on a set of scenes.
+
+    Attributes:
+        pixel_accuracy: share of pixels with the right class.
+        iou: intersection over union of each class [C]; NaN for a class that neither occurs nor is predicted.
+        miou: mean of those that are not NaN.
+    """
+
+    pixel_accuracy: float
+    iou: list[float]
+    miou: float
+
+
+def run_demo(config: DemoConfig, console: Console) -> Scores:
+    """Train, evaluate, write the files named in `FILES`, and print the table of operators.
+
+    Raises:
+        RunError: a file cannot be written, a package is missing, an operator is wrong, or the user interrupted; the
+            message is one line that also says what was written.
+    """
+    output = OutputDirectory(config.out, FILES)
+    try:
+        with _threads(config.threads):
+            with _reproducible(config.seed):
+                scores = _train_and_report(config, output, console)
+            comparisons = [op_table.compare(entry, config.rounds) for entry in op_table.ENTRIES]
+            console.print(op_table.render(comparisons))
+    except ImportError as error:
+        raise RunError(str(error)) from error
+    except KeyboardInterrupt:
+        raise RunError(f"interrupted; {output.report()}", exit_code=130) from None
+    wrong = [f"{c.operator} ({c.what})" for c in comparisons if not c.correct]
+    if wrong:
+        raise RunError(f"the results of {', '.join(wrong)} differ from float64 by more than PyTorch's do")
+    return scores
+
+
+def _train_and_report(config: DemoConfig, output: OutputDirectory, console: Console) -> Scores:
+    size = (config.size, config.size)
+    held_out = DataLoader(DigitScenes("val", config.val_scenes, size, seed=config.seed), batch_size=32)
+    model = SmallUNet(len(DigitScenes.classes)).to(memory_format=torch.channels_last)
+    parameters = sum(p.numel() for p in model.parameters())
+    console.print(
+        f"Training a U-Net of {parameters:,} parameters on {config.steps} x {config.batch_size} scenes of digits, "
+        f"{config.size} x {config.size} pixels, with segops.dice_ce_loss on {torch.get_num_threads()} threads."
+    )
+    begin = time.perf_counter()
+    losses = train(model, config, console)
+    console.print(f"Loss {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last.")
+    # The time is not in the record: two runs of the same seed write the same files.
+    console.print(f"Training took {time.perf_counter() - begin:.0f} s.", highlight=False)
+
+    scores, shown = evaluate(model, held_out)
+    console.print(f"On {config.val_scenes} scenes of digits and photographs held out from training:")
+    console.print(f"  pixel accuracy {scores.pixel_accuracy:.4f}")
+    console.print(f"  mIoU           {scores.miou:.4f}")
+
+    summary = f"pixel accuracy {scores.pixel_accuracy:.3f}, mIoU {scores.miou:.3f} on held-out scenes"
+    record = {
+        "seed": config.seed,
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "size": config.size,
+        "val_scenes": config.val_scenes,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "parameters": parameters,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "miou": scores.miou,
+        "iou": {
+            name: None if math.isnan(iou) else iou for name, iou in zip(DigitScenes.classes, scores.iou, strict=True)
+        },
+        "losses": losses,
+    }
+    output.write("prediction.png", prediction_png(*shown, DigitScenes.classes, DigitScenes.palette, summary))
+    output.write("loss.png", loss_png(losses, "segops.dice_ce_loss while training"))
+    output.write("metrics.json", (json.dumps(record, indent=1) + "\n").encode())
+    console.print(f"Written to {config.out}: {', '.join(output.written)}", soft_wrap=True)
+    return scores
+
+
+def train(model: nn.Module, config: DemoConfig, console: Console) -> list[float]:
+    """Train `model` in place under a progress bar; returns the loss of every step."""
+    scenes = DigitScenes("train", config.steps * config.batch_size, (config.size, config.size), seed=config.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-3)
+    warm_up = 0.15 * config.steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / config.steps)),
+    )
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    losses: list[float] = []
+    model.train()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=config.steps, loss="-")
+        for images, labels in DataLoader(scenes, config.batch_size):
+            losses.append(train_step(model, optimizer, images, labels))
+            schedule.step()
+            progress.update(task, advance=1, loss=f"{losses[-1]:.3f}")
+    return losses
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
+    """One step on images [N, 3, H, W] and labels [N, H, W]; returns the loss before it."""
+    logits = model(images.contiguous(memory_format=torch.channels_last))
+    # A single scene holds few of the classes: Dice over the whole batch has something to measure for each.
+    loss = cast(Tensor, dice_ce_loss(logits, labels, batch_dice=True))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, scenes: DataLoader[tuple[Tensor, Tensor]]
+) -> tuple[Scores, tuple[Tensor, Tensor, Tensor]]:
+    """Scores over all scenes; images, labels and predictions of the first few."""
+    model.eval()
+    classes = len(DigitScenes.classes)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    shown = None
+    for images, labels in scenes:
+        prediction = model(images.contiguous(memory_format=torch.channels_last)).argmax(1)
+        confusion += confusion_matrix(prediction, labels, classes)
+        if shown is None:
+            shown = (images[:_SHOWN], labels[:_SHOWN], prediction[:_SHOWN])
+    assert shown is not None
+    return scores_of(confusion), shown
+
+
+def confusion_matrix(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
+    """Pixels by (target, prediction): int64 [C, C] from two tensors of class indices of the same shape."""
+    cell = (target * classes + prediction).flatten()
+    return torch.bincount(cell, minlength=classes * classes).view(classes, classes)
+
+
+def scores_of(confusion: Tensor) -> Scores:
+    """Pixel accuracy and IoU from int64 [C, C] of (target, prediction)."""
+    right = confusion.diagonal().double()
+    iou = right / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
+    return Scores(float(right.sum() / confusion.sum()), iou.tolist(), float(iou.nanmean()))
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """Fixed random numbers and deterministic algorithms; the caller's settings come back afterwards."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fill_before = memory.fill_uninitialized_memory
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True)
+        # Filling memory that is about to be written finds bugs, but costs time and changes no result.
+        memory.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            memory.fill_uninitialized_memory = fill_before

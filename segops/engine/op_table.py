@@ -1,0 +1,168 @@
+"""segops' operators against PyTorch on this machine: each result is checked, then timed in turn with the others."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+import segops
+from segops.reference.dice_ce_loss import as_users_write_it, leanest_eager
+
+Operator = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One comparison of the table.
+
+    Attributes:
+        operator: its name.
+        what: what of it is computed, "forward" for instance.
+        inputs: makes the arguments, from a generator.
+        segops: the operator.
+        pytorch: by name, what PyTorch offers instead.
+        reference: the truth when called with float64 arguments.
+    """
+
+    operator: str
+    what: str
+    inputs: Callable[[torch.Generator], tuple[Tensor, ...]]
+    segops: Operator
+    pytorch: Mapping[str, Operator]
+    reference: Operator
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was found for one implementation: largest error relative to the largest element of the truth, seconds."""
+
+    error: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An entry measured: segops, PyTorch's ways by name, and the error allowed for segops."""
+
+    operator: str
+    what: str
+    shape: tuple[int, ...]
+    segops: Measurement
+    pytorch: Mapping[str, Measurement]
+    limit: float
+
+    @property
+    def correct(self) -> bool:
+        return self.segops.error <= self.limit  # False for NaN
+
+
+def _forward(function: Callable[..., Any]) -> Operator:
+    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (function(*inputs),)
+
+    return forward
+
+
+def _forward_backward(function: Callable[..., Any]) -> Operator:
+    """Value and gradient with respect to the first input, of a function that returns one number."""
+
+    def forward_backward(first: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        first = first.detach().requires_grad_()
+        value = function(first, *rest)
+        return (value.detach(), *torch.autograd.grad(value, first))
+
+    return forward_backward
+
+
+def _logits_and_labels(generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Logits [2, 19, 256, 256], and labels [2, 256, 256] that are constant over regions, as those of images are."""
+    logits = torch.randn(2, 19, 256, 256, generator=generator)
+    regions = torch.randint(0, 19, (2, 16, 16), generator=generator)
+    return logits, regions.repeat_interleave(16, 1).repeat_interleave(16, 2)
+
+
+def _dice_ce_loss(what: str, direction: Callable[[Callable[..., Any]], Operator]) -> Entry:
+    return Entry(
+        operator="dice_ce_loss",
+        what=what,
+        inputs=_logits_and_labels,
+        segops=direction(segops.dice_ce_loss),
+        pytorch={
+            "eager, one-hot": direction(as_users_write_it),
+            "eager, leanest (gather)": direction(leanest_eager),
+        },
+        reference=direction(partial(segops.dice_ce_loss, backend="reference")),
+    )
+
+
+ENTRIES: tuple[Entry, ...] = (
+    _dice_ce_loss("forward", _forward),
+    _dice_ce_loss("forward + backward", _forward_backward),
+)
+"""What `segops demo` shows; a new operator adds its entry here."""
+
+
+def compare(entry: Entry, rounds: int, seed: int = 0) -> Comparison:
+    """Check and time one entry.
+
+    The error allowed is twice that of PyTorch's best way, plus four units in the last place of the largest element,
+    since PyTorch may be exact by luck. Times are medians over `rounds`, in each of which every way has its turn: a
+    machine that slows down meanwhile slows all of them down.
+    """
+    inputs = entry.inputs(torch.Generator().manual_seed(seed))
+    truth = entry.reference(*(t.double() if t.is_floating_point() else t for t in inputs))
+    ways = {"segops": entry.segops, **entry.pytorch}
+    errors = {name: _error(way(*inputs), truth) for name, way in ways.items()}
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way(*inputs)
+            samples[name].append(time.perf_counter() - begin)
+    measured = {name: Measurement(errors[name], statistics.median(samples[name])) for name in ways}
+    own = measured.pop("segops")
+    limit = 2 * min(m.error for m in measured.values()) + 4 * torch.finfo(inputs[0].dtype).eps
+    return Comparison(entry.operator, entry.what, tuple(inputs[0].shape), own, measured, limit)
+
+
+def _error(actual: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    errors = [(a.double() - t).abs().max() / t.abs().max() for a, t in zip(actual, truth, strict=True)]
+    return float(torch.stack(errors).max())
+
+
+def render(comparisons: Sequence[Comparison]) -> Table:
+    """The table. No time is shown for a wrong result."""
+    table = Table(
+        title="segops on this machine against PyTorch",
+        caption=f"float32, {torch.get_num_threads()} threads, median times. "
+        "Error: the largest difference from float64, over the largest element.",
+        show_lines=True,
+    )
+    table.add_column("operator", no_wrap=True)
+    table.add_column("implementation", no_wrap=True)
+    table.add_column("error", justify="right", no_wrap=True)
+    table.add_column("ms", justify="right", no_wrap=True)
+    table.add_column("segops is", justify="right", no_wrap=True)
+    for c in comparisons:
+        table.add_row(
+            f"{c.operator}\n{c.what}\n{'x'.join(map(str, c.shape))}",
+            "\n".join(["segops", *c.pytorch]),
+            "\n".join(f"{m.error:.1e}" for m in (c.segops, *c.pytorch.values())),
+            "\n".join(
+                [f"{c.segops.seconds * 1e3:.2f}" if c.correct else "-"]
+                + [f"{m.seconds * 1e3:.2f}" for m in c.pytorch.values()]
+            ),
+            "\n".join(["", *(f"{m.seconds / c.segops.seconds:.1f}x faster" for m in c.pytorch.values())])
+            if c.correct
+            else f"WRONG\nallowed: {c.limit:.1e}",
+        )
+    return table

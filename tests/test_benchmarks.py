@@ -1,0 +1,266 @@
+"""The benchmark harness from end to end on its smallest case, and that it cannot be fooled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks import compare, environment, interleave, memory
+from benchmarks.interleave import Case, Contender, Effort, Peer
+
+ROOT = Path(__file__).parents[1]
+RECYCLED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
+
+
+def run_pytest(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`pytest benchmarks` in an environment without any allocator settings but those given."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "SEGOPS_", "TRITON_", "PYTEST_"))}
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-p", "no:cacheprovider", "-k", "1x3x32x32"]
+    command += ["--bench-laps", "2", "--bench-seconds", "0", "--bench-only", "^eager$", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=inherited | environ, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("benchmarks") / "recycled.json"
+    done = run_pytest(f"--benchmark-json={path}", SEGOPS_BENCH_REGIME="recycled", **RECYCLED)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return path
+
+
+@pytest.mark.slow
+def test_json_holds_every_field(results: Path) -> None:
+    run = json.loads(results.read_text())
+    names = {f"dice_ce_loss-1x3x32x32-float32-contiguous-{direction}-recycled" for direction in interleave.DIRECTIONS}
+    assert {b["name"] for b in run["benchmarks"]} == names
+    for bench in run["benchmarks"]:
+        extra = bench["extra_info"]
+        assert extra["regime"] == "recycled"
+        assert list(extra["contenders"]) == ["segops", "eager"]
+        for contender in extra["contenders"].values():
+            assert 0 < contender["minimum"] <= contender["median"]
+            assert contender["laps"] == 2
+            assert contender["peak_bytes"] > 0
+        assert extra["contenders"]["segops"]["ratio"] == 1
+        # pytest-benchmark's own statistics are those of segops' samples.
+        assert bench["stats"]["median"] == pytest.approx(extra["contenders"]["segops"]["median"])
+        logits, target = 1 * 3 * 32 * 32 * 4, 1 * 32 * 32 * 8
+        trains = extra["direction"] == "forward_backward"
+        assert extra["floor_bytes"] == logits + target + 2 * logits * trains
+        assert extra["copy_bandwidth"] is None, "a tensor that lives in the cache has no memory bandwidth"
+    machine = run["machine_info"]
+    assert "node" not in machine
+    assert machine["segops"].keys() >= {"regime", "threads", "cores", "isa", "compiler", "governor", "load", "versions"}
+    assert machine["segops"]["threads"] == 2
+    assert machine["segops"]["versions"].keys() >= {"torch", "segops", "numpy"}
+
+
+@pytest.mark.slow
+def test_tables_from_a_run(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main([str(results)]) == 0
+    text = capsys.readouterr().out
+    assert "### dice_ce_loss, recycled allocator" in text
+    assert "| case | direction | segops ms | eager |" in text
+    assert "| (1, 3, 32, 32) float32 contiguous | forward + backward |" in text
+    assert "| dice_ce_loss (1, 3, 32, 32) float32 contiguous | forward | eager |" in text
+    last = text.splitlines()[-1]
+    assert last.startswith("Regime: recycled; ")
+    assert f"torch {torch.__version__.partition('+')[0]}" in last
+    assert "2 threads" in last
+
+
+@pytest.mark.slow
+def test_old_and_new(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = json.loads(results.read_text())
+    for bench in run["benchmarks"]:
+        bench["extra_info"]["contenders"]["segops"]["median"] /= 2
+        bench["extra_info"]["contenders"]["eager"]["ratio"] *= 2
+    faster = tmp_path / "faster.json"
+    faster.write_text(json.dumps(run))
+    compare.main([str(results), str(faster)])
+    rows = capsys.readouterr().out.partition("### Old and new")[2].splitlines()[4:]
+    assert len(rows) == 2
+    assert all(row.split(" | ")[4] == "2.00" and row.endswith(" 2.00 |") for row in rows)
+
+
+@pytest.mark.slow
+def test_goals(results: Path, tmp_path: Path) -> None:
+    run = json.loads(results.read_text())
+    extra = run["benchmarks"][0]["extra_info"]
+    run["benchmarks"] = run["benchmarks"][:1]
+    extra["contenders"] = {
+        "segops": {
+            "group": "segops",
+            "median": 1e-3,
+            "minimum": 1e-3,
+            "ratio": 1.0,
+            "peak_bytes": 10_000_000,
+            "peak_resident_bytes": None,
+        },
+        "a": {"group": "compiled", "median": 7e-3, "minimum": 7e-3, "ratio": 7.0, "peak_bytes": 1},
+        "b": {"group": "compiled", "median": 4e-3, "minimum": 4e-3, "ratio": 4.0, "peak_bytes": 1},
+        "absent": {"group": "absent", "unavailable": "ImportError: no module"},
+    }
+    extra |= {
+        "goals": {"compiled": 5.0, "absent": 2.0},
+        "memory_goal_bytes": 10_000_000,
+        "direction": "forward_backward",
+    }
+    found = {goal.against: goal for goal in compare.goals(run)}
+    assert (found["compiled"].reached, found["compiled"].verdict) == ("4.00", "**missed**"), (
+        "the best of a group counts"
+    )
+    assert (found["absent"].reached, found["absent"].verdict) == ("-", "**missed**")
+    assert found["memory"].verdict == "met"
+    assert "* absent: ImportError: no module" in compare.report(run)
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(run))
+    assert compare.main([str(path), "--check"]) == 1
+    extra["goals"]["compiled"] = 4.0
+    del extra["goals"]["absent"]
+    path.write_text(json.dumps(run))
+    assert compare.main([str(path), "--check"]) == 0
+
+
+@pytest.mark.slow
+def test_wrong_result_is_not_timed(tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text(
+        "import segops\n"
+        "right = segops.dice_ce_loss\n"
+        "segops.dice_ce_loss = lambda *a, **k: right(*a, **k) * (1 if 'backend' in k else 1.00001)\n"
+    )
+    path = tmp_path / "results.json"
+    done = run_pytest("-p", "wrong", f"--benchmark-json={path}", PYTHONPATH=str(tmp_path))
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    assert "2 failed" in done.stdout
+    assert "segops: error" in done.stdout
+    assert not path.exists() or not path.read_text(), "nothing was measured, so nothing may be stored"
+
+
+def test_regime_mismatch_is_an_error() -> None:
+    done = run_pytest("--collect-only", SEGOPS_BENCH_REGIME="recycled")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "SEGOPS_BENCH_REGIME=recycled" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, "default"),
+        ({"SEGOPS_BENCH_REGIME": "default"}, "default"),
+        (RECYCLED, "recycled"),
+        (RECYCLED | {"SEGOPS_BENCH_REGIME": "recycled"}, "recycled"),
+        (RECYCLED | {"SEGOPS_BENCH_REGIME": "default"}, None),
+        (RECYCLED | {"MALLOC_MMAP_MAX_": "1"}, None),
+        (RECYCLED | {"MALLOC_TOP_PAD_": "4096"}, None),
+        (RECYCLED | {"MALLOC_ARENA_MAX": "1"}, None),
+        ({"MALLOC_MMAP_MAX_": "0"}, None),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, None),
+        ({"LD_PRELOAD": "libjemalloc.so.2"}, None),
+    ],
+)
+def test_regime(environ: dict[str, str], expected: str | None) -> None:
+    if expected is None:
+        with pytest.raises(ValueError, match="allocator settings"):
+            environment.regime(environ)
+    else:
+        assert environment.regime(environ) == expected
+
+
+def test_laps_interleave(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def call(name: str) -> None:
+        order.append(name)
+
+    monkeypatch.setattr(interleave, "SAMPLE_SECONDS", 0.0)
+    samples = interleave.laps({name: partial(call, name) for name in "abc"}, Effort(laps=4, seconds=0.0))
+    assert order[-12:] == list("abc") * 4
+    assert [len(s) for s in samples.values()] == [4, 4, 4]
+
+
+class Recorder(SimpleNamespace):
+    """As much of pytest-benchmark's fixture as a race needs."""
+
+    def __init__(self) -> None:
+        super().__init__(name="", group=None, disabled=False, extra_info={}, rounds=0)
+
+    def pedantic(self, target: Any, rounds: int) -> None:
+        self.rounds = rounds
+
+
+def race(contenders: list[Contender]) -> Recorder:
+    """Over an operator with an output that is no scalar and two inputs that get gradients."""
+    recorder = Recorder()
+    case = Case("conv", (2, 3, 9, 9))
+    torch.manual_seed(0)
+    inputs = (torch.randn(case.shape), torch.randn(4, 3, 3, 3))
+    interleave.race(
+        recorder,
+        Effort(laps=2, seconds=0.0),
+        case,
+        "forward_backward",
+        inputs,
+        contenders,
+        reference=F.conv2d,
+        own=F.conv2d,
+        regime="default",
+        floor_bytes=1,
+        moved_bytes=1,
+    )
+    return recorder
+
+
+def missing() -> Any:
+    raise ImportError("no such package")
+
+
+def test_race_with_layouts_and_missing_peers() -> None:
+    recorder = race(
+        [
+            Contender("segops", F.conv2d),
+            Contender("channels_last", F.conv2d, "channels_last"),
+            Peer("missing", missing),
+            Peer("present", lambda: F.conv2d),
+        ]
+    )
+    records = recorder.extra_info["contenders"]
+    assert records["missing"] == {"group": "missing", "unavailable": "ImportError: no such package"}
+    assert all("ratio" in records[name] for name in ("segops", "channels_last", "present"))
+    assert recorder.rounds == 2
+    assert recorder.name == "conv-2x3x9x9-float32-contiguous-forward_backward-default"
+
+
+def test_race_refuses_a_wrong_contender() -> None:
+    with pytest.raises(AssertionError, match=r"peer is off by"):
+        race([Contender("segops", F.conv2d), Contender("peer", lambda x, w: F.conv2d(x, w) * 1.01)])
+
+
+def test_race_does_not_excuse_segops() -> None:
+    with pytest.raises(ImportError):
+        race([Contender("segops", lambda x, w: missing())])
+
+
+def test_peak_memory_counts_what_lives_at_once() -> None:
+    size = 8 << 20
+
+    def two_at_once_of_three() -> None:
+        first = torch.ones(size // 4)
+        second = torch.ones(size // 4)
+        del first
+        third = torch.ones(size // 4)
+        del second, third
+
+    assert memory.peak_allocated(two_at_once_of_three) == 2 * size
+    resident = memory.peak_resident(two_at_once_of_three)
+    assert resident is None or 2 * size * 0.9 < resident < 3.5 * size
