@@ -172,6 +172,7 @@ struct Backward {
   const T* grad_i;        // [N, C]
   const T* class_spread;  // [C]: ce gradient * smoothing * w_c / C, or null
   bool finite;            // whether all of these and the ce gradient are
+  bool stream;            // whether planar rows are stored past the caches
 
   template <class Element>
   void coefficients(Block<T>& b, Rows<Element> x, const T* gp, const T* gi) const {
@@ -209,7 +210,7 @@ struct Backward {
     }
   }
 
-  template <int kRows, bool kSquared, bool kSpread, class Element>
+  template <int kRows, bool kSquared, bool kSpread, bool kStream, class Element>
   static inline __attribute__((always_inline)) void write_rows(const Block<T>& b, Element* dst, int64_t stride, int64_t c,
                                                                const T* gp, const T* spread) {
     constexpr int kLanes = kNativeLanes<T>;
@@ -223,28 +224,31 @@ struct Backward {
         V v = prob * (kSquared ? 2 * g * prob + u : g + u);
         v += id == static_cast<T>(c + r) ? q : V{};
         if constexpr (kSpread) v -= spread[c + r] * load<kLanes, T>(b.pixel_weight + i);
-        store<kLanes>(dst + (c + r) * stride + i, v);
+        if constexpr (kStream)
+          store_streaming<kLanes, Element, T>(dst + (c + r) * stride + i, v);
+        else
+          store<kLanes>(dst + (c + r) * stride + i, v);
       }
     }
   }
 
-  template <bool kSquared, bool kSpread, class Element>
+  template <bool kSquared, bool kSpread, bool kStream, class Element>
   static void write(const Block<T>& b, Element* dst, int64_t stride, const T* gp, const T* spread) {
     int64_t c = 0;
-    for (; c + 2 <= b.classes; c += 2) write_rows<2, kSquared, kSpread>(b, dst, stride, c, gp, spread);
-    if (c < b.classes) write_rows<1, kSquared, kSpread>(b, dst, stride, c, gp, spread);
+    for (; c + 2 <= b.classes; c += 2) write_rows<2, kSquared, kSpread, kStream>(b, dst, stride, c, gp, spread);
+    if (c < b.classes) write_rows<1, kSquared, kSpread, kStream>(b, dst, stride, c, gp, spread);
   }
 
-  template <class Element>
+  template <bool kStream, class Element>
   void write_any(const Block<T>& b, Element* dst, int64_t stride, const T* gp) const {
     if (p.in.squared && class_spread)
-      write<true, true>(b, dst, stride, gp, class_spread);
+      write<true, true, kStream>(b, dst, stride, gp, class_spread);
     else if (p.in.squared)
-      write<true, false>(b, dst, stride, gp, class_spread);
+      write<true, false, kStream>(b, dst, stride, gp, class_spread);
     else if (class_spread)
-      write<false, true>(b, dst, stride, gp, class_spread);
+      write<false, true, kStream>(b, dst, stride, gp, class_spread);
     else
-      write<false, false>(b, dst, stride, gp, class_spread);
+      write<false, false, kStream>(b, dst, stride, gp, class_spread);
     // Zero times the NaN or infinity of another pixel of the image is not zero.
     for (int64_t i = 0; !finite && i < b.size; ++i)
       for (int64_t c = 0; b.label[i] < 0 && c < b.classes; ++c) store<1>(dst + c * stride + i, Vec<T, 1>{});
@@ -256,11 +260,11 @@ struct Backward {
     In* out = static_cast<In*>(p.grad_logits) + n * p.grad_stride_n + first * p.grad_stride_s;
     if (planar.base && p.grad_stride_s == 1) {
       coefficients(b, planar, gp, gi);
-      return write_any(b, out, p.grad_stride_c, gp);
+      return stream ? write_any<true>(b, out, p.grad_stride_c, gp) : write_any<false>(b, out, p.grad_stride_c, gp);
     }
     stage_in(b, pixels, p.in.stride_c, p.in.stride_s);
     coefficients(b, Rows<T>{b.staged, b.capacity}, gp, gi);
-    write_any(b, b.staged, b.capacity, gp);
+    write_any<false>(b, b.staged, b.capacity, gp);
     stage_out(b, out, p.grad_stride_c, p.grad_stride_s);
   }
 };
@@ -349,6 +353,14 @@ Status run_statistics(const DiceCeLossStatistics& params, const Parallel& parall
   return Status::ok;
 }
 
+// Whether the gradient's memory is warm and larger than a last-level cache, and its rows begin at cache lines.
+bool worth_streaming(const DiceCeLossBackward& p, int64_t element) {
+  constexpr int64_t kLastLevelCache = 32 << 20, kLine = 64;
+  return p.warm && p.in.batch * p.in.classes * p.in.pixels * element > kLastLevelCache &&
+         reinterpret_cast<uintptr_t>(p.grad_logits) % kLine == 0 && p.grad_stride_n * element % kLine == 0 &&
+         p.grad_stride_c * element % kLine == 0;
+}
+
 template <class T, class In>
 Status run_backward(const DiceCeLossBackward& params, const Parallel& parallel) {
   const DiceCeLossInputs& in = params.in;
@@ -367,8 +379,12 @@ Status run_backward(const DiceCeLossBackward& params, const Parallel& parallel) 
   for (int64_t k = 0; k < c; ++k) spread[k] = static_cast<T>(share * (in.weight ? in.weight[k] : 1.0));
   T zero = static_cast<T>(params.grad_ce[0]) * 0;  // NaN if anything is not finite
   for (int64_t k = 0; k < (2 * in.batch + 1) * c; ++k) zero += grad_i[k] * 0;
-  const Backward<T, In> backward{params, params.grad_overlap ? grad_p : nullptr, params.grad_overlap ? grad_i : nullptr,
-                                 in.label_smoothing != 0 ? spread : nullptr, zero == 0};
+  const Backward<T, In> backward{params,
+                                 params.grad_overlap ? grad_p : nullptr,
+                                 params.grad_overlap ? grad_i : nullptr,
+                                 in.label_smoothing != 0 ? spread : nullptr,
+                                 zero == 0,
+                                 worth_streaming(params, sizeof(In))};
 
   for_each_item(parallel, plan.items, plan.serial, [&](int64_t item, int32_t worker) {
     Block<T> b;
@@ -376,6 +392,7 @@ Status run_backward(const DiceCeLossBackward& params, const Parallel& parallel) 
     for_each_block<T, In>(in, plan, item, b, nullptr, [&](Rows<In> planar, const In* pixels, int64_t n, int64_t at) {
       backward.block(b, planar, pixels, n, at);
     });
+    streaming_done();
   });
   return Status::ok;
 }

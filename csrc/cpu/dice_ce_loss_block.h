@@ -244,7 +244,7 @@ template <class T, int kRows, bool kStable, class In>
 SEGOPS_INLINE void exp_rows(Block<T>& b, Rows<In> x, int64_t c, Vec<BitsOf<T>, kNativeLanes<T>>& range) {
   constexpr int kLanes = kNativeLanes<T>;
   constexpr int kWidth = 2;
-  constexpr int64_t kAhead = 4;
+  constexpr int64_t kAhead = 8;
   const int64_t further = c + kAhead;
   const In* next =
       further < b.classes ? x.base + further * x.stride : x.base + (further - b.classes) % b.classes * x.stride + b.padded;

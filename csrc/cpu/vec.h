@@ -1,8 +1,12 @@
 // Vectors of a fixed number of lanes, and the few functions the kernels need on them, on the compiler's vector extension:
-// one source for AVX-512, AVX2, SSE2 and NEON. No STL and no intrinsics: this header is compiled once per instruction set,
-// and all of it lives in a namespace of that set, so that the linker never lends one level's code to another.
+// one source for AVX-512, AVX2, SSE2 and NEON. No STL, and no intrinsics but for streaming stores: this header is compiled
+// once per instruction set, and all of it lives in a namespace of that set, so that the linker never lends one level's code
+// to another.
 #pragma once
 #include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #ifndef SEGOPS_ISA
 #error "compile kernel files with -DSEGOPS_ISA=baseline, v3 or v4"
@@ -128,6 +132,34 @@ SEGOPS_INLINE void store(Float16* p, Vec<float, kLanes> v) {
   result = result > infinite || magnitude >= 0x47800000u ? infinite : result;
   result = magnitude > 0x7f800000u ? nan : result;
   *reinterpret_cast<Unaligned<uint16_t, kLanes>*>(&p->bits) = __builtin_convertvector(result | sign, Vec<uint16_t, kLanes>);
+}
+
+// Store past the caches, for outputs larger than them: it spares the read that an ordinary store of a line begins with.
+// p has the alignment of the vector in memory. Followed by streaming_done() before anybody else reads.
+template <int kLanes, class Element, class T>
+SEGOPS_INLINE void store_streaming(Element* p, Vec<T, kLanes> v) {
+#if defined(__x86_64__)
+  constexpr int kBytes = kLanes * sizeof(Element);
+  alignas(kBytes) Element memory[kLanes];
+  store<kLanes>(memory, v);
+#if defined(__AVX512F__)
+  if constexpr (kBytes == 64)
+    return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), *reinterpret_cast<const __m512i*>(memory));
+#endif
+#if defined(__AVX__)
+  if constexpr (kBytes == 32)
+    return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), *reinterpret_cast<const __m256i*>(memory));
+#endif
+  if constexpr (kBytes == 16)
+    return _mm_stream_si128(reinterpret_cast<__m128i*>(p), *reinterpret_cast<const __m128i*>(memory));
+#endif
+  store<kLanes>(p, v);
+}
+
+SEGOPS_INLINE void streaming_done() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 template <class T, int kLanes>

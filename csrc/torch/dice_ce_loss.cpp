@@ -123,6 +123,7 @@ Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<
   p.grad_stride_n = grad.stride_n;
   p.grad_stride_c = grad.stride_c;
   p.grad_stride_s = grad.stride_s;
+  p.warm = logits.is_cpu() && is_warm(p.grad_logits, static_cast<size_t>(grad_logits.numel()) * grad_logits.element_size());
   check(dice_ce_loss_backward(p, threads()), kOp);
   return grad_logits;
 }

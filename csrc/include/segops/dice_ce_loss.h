@@ -46,6 +46,7 @@ struct DiceCeLossBackward {
   const double* grad_ce;       // [2]: derivative with respect to the sum of pixel losses; the second is not used
   void* grad_logits;           // same type and strides as logits
   int64_t grad_stride_n, grad_stride_c, grad_stride_s;
+  bool warm;  // on a CPU: whether the gradient's memory has been touched before
 };
 
 // Score = (i * I + smooth) / (den_i * I + den_p * P + den_t * T + smooth) covers every overlap:
