@@ -2,7 +2,7 @@
 
 from segops import backends, nn, ops
 from segops.config import show_config
-from segops.errors import take_bad_data_count
+from segops.errors import check_errors, take_bad_data_count
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
 
 __version__ = "0.1.0"
@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DiceCELossParts",
     "backends",
+    "check_errors",
     "dice_ce_loss",
     "nn",
     "ops",

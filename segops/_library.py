@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from segops import triton as _triton
+
 OLDEST_TORCH = (2, 11)
 _DIRECTORY = Path(__file__).parent / "lib"
 _HOW_TO_BUILD = "build it with: pip install -e . (or make build)"
@@ -50,17 +52,19 @@ def _load_native_module() -> ModuleType | None:
         return None
 
 
-#: Why the library of the CPU kernels (or of CUDA) cannot be used; None if it is loaded.
+#: Why the library of the CPU kernels (of CUDA, of their host execution) cannot be used; None if it is loaded.
 cpu_unavailable: str | None = _load("segops")
 cuda_unavailable: str | None = cpu_unavailable or _load_cuda()
+simt_unavailable: str | None = _load("segops_simt")
 #: The pybind11 module, or None if it is not built for this Python.
 native: ModuleType | None = _load_native_module() if cpu_unavailable is None else None
 if cpu_unavailable is None and native is None:
     cpu_unavailable = f"segops._native is not built for this Python; {_HOW_TO_BUILD}"
 
 #: One namespace of torch.ops for each backend that has compiled or registered kernels.
-NAMESPACES = ("segops",)
+NAMESPACES = ("segops", "segops_simt", "segops_triton")
 _fragments = {name: torch.library.Library(name, "FRAGMENT") for name in NAMESPACES}
+_triton.register(_fragments["segops_triton"])
 
 
 def define_op(
@@ -88,8 +92,8 @@ def _autograd_kernel(
 ) -> Callable[..., Any]:
     """What torch.library.register_autograd registers, less its generality.
 
-    That fills in defaults, which our schemas have none of, in time quadratic in the number of arguments: 15 us a call of
-    an operator with a dozen, as much as the rest of the call.
+    That fills in defaults, which our schemas have none of, in time quadratic in the number of arguments: 15 us a call
+    of an operator with a dozen, as much as the rest of the call.
     """
 
     def redispatch(keyset: Any, args: tuple[Any, ...]) -> Any:
@@ -106,7 +110,7 @@ def _autograd_kernel(
     def backward_of(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         return (None, *backward(getattr(torch.ops, namespace), ctx, *grads))
 
-    function = type(
+    function: Any = type(
         f"{name}_autograd",
         (torch.autograd.Function,),
         {"forward": staticmethod(forward), "backward": staticmethod(backward_of)},

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from segops import _library
+from segops import _library, triton
 
 NAMES = ("native", "triton", "simt", "reference")
 _chosen: list[str] = []
@@ -29,13 +29,14 @@ def reason_unavailable(backend: str, device_type: str = "cpu") -> str | None:
     if backend == "reference":
         return None
     if backend == "triton":
-        return "segops has no Triton kernels yet"
+        return triton.reason_unavailable(device_type)
     if backend == "simt":
-        return "the host execution of the CUDA kernels is not built yet"
+        only_cpu = "it executes the CUDA kernels on the host, for CPU tensors"
+        return _library.simt_unavailable if device_type == "cpu" else only_cpu
     if device_type in ("cpu", "meta"):  # meta tensors go through the shapes of the same operators
         return _library.cpu_unavailable
     if device_type == "cuda":
-        return _library.cuda_unavailable or "segops has no CUDA kernels yet"
+        return _library.cuda_unavailable
     return f"segops has no kernels for device type {device_type!r}"
 
 

@@ -1,44 +1,121 @@
 """Bad data: labels and indices that are out of range.
 
 An op never trusts them and never stops a device for them. It returns a record of what it found beside its result,
-``int64 [3] = (how many, flat position of the first, its value)``, and this module turns records into errors.
+``int64 [3] = (how many, flat position of the first, its value)``, and this module turns records into errors: at once
+for CPU tensors. For CUDA tensors nothing waits: the record is copied to the host meanwhile, and the next call of an op
+that finds it there raises, or :func:`check_errors`, which does wait. Inside compiled and captured graphs nobody reads
+a record: there a CPU op raises by itself, and the device adds up what it has seen for :func:`check_errors`.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from segops import _library
 
-#: The argument ``on_bad`` of operators: leave bad data at the record, count it, or raise inside the operator.
+#: The argument ``on_bad`` of operators: leave bad data at the record, count it, or raise inside the operator (a device
+#: keeps it instead).
 RECORD, COUNT, RAISE = 0, 1, 2
 VALIDATE = ("raise", "count", "off")
 
 _counted_without_library = 0
 
+# Only where kernels of csrc/cuda run; the CPU kernels count in the process. Add a record to what its device has seen,
+# and take that as a record: one of what was counted (on_bad COUNT) and one of what is to be raised (RAISE).
+_library.define_op("note_bad_data(Tensor record, int on_bad) -> ()", lambda record, on_bad: None)
+_library.define_op(
+    "take_bad_data(Tensor like, int on_bad) -> Tensor", lambda like, on_bad: like.new_empty(3, dtype=torch.int64)
+)
 
-def on_bad(validate: str) -> int:
-    """How an operator is to treat bad data: inside a graph nobody reads its record, so there it raises by itself."""
+
+class _Pending(NamedTuple):
+    """A record on its way from a device."""
+
+    arrived: Any  # an event
+    record: Tensor  # pinned
+    op: str
+    shape: list[int]
+    classes: int
+    ignore_index: int
+
+
+_pending: list[_Pending] = []
+
+
+def on_bad(validate: str, like: Tensor) -> int:
+    """How an operator on the device of `like` is to treat bad data."""
     if validate == "count":
         return COUNT
-    return RAISE if validate == "raise" and not _record_is_read(None) else RECORD
+    return RAISE if validate == "raise" and _in_a_graph(like) else RECORD
 
 
-def _record_is_read(record: torch.Tensor | None) -> bool:
-    """Whether this call reads its record: not inside a graph or a transform of torch.func, and not a fake one."""
+def _in_a_graph(like: Tensor) -> bool:
+    """Whether nobody will read this call's record: in a graph, or in a transform of torch.func."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    return record is None or (record.device.type == "cpu" and not isinstance(record, FakeTensor))
+        return True
+    return like.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def raise_bad_labels(op: str, record: torch.Tensor, target: torch.Tensor, classes: int, ignore_index: int) -> None:
-    """Raise ValueError if the record of an eager CPU call tells of bad labels."""
-    if not _record_is_read(record):
+def raise_bad_labels(op: str, record: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise ValueError if the record of an eager call tells of bad labels; on a device, as soon as it can be known."""
+    if _in_a_graph(record) or isinstance(record, FakeTensor) or record.is_meta:
         return
-    count, position, value = record.tolist()
+    if record.is_cuda:
+        host = torch.empty(3, dtype=torch.int64, pin_memory=True)
+        host.copy_(record, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(record.device))
+        _pending.append(_Pending(arrived, host, op, list(target.shape), classes, ignore_index))
+        return
+    _raise(_Pending(None, record, op, list(target.shape), classes, ignore_index))
+
+
+def raise_arrived() -> None:
+    """Raise ValueError for bad data of an earlier call on a device, if its record has arrived. Never waits."""
+    while _pending and not torch.compiler.is_compiling() and _pending[0].arrived.query():
+        _raise(_pending.pop(0))
+
+
+def _raise(pending: _Pending) -> None:
+    count, position, value = pending.record.tolist()
     if count:
-        raise ValueError(describe_bad_labels(op, count, position, value, list(target.shape), classes, ignore_index))
+        raise ValueError(
+            describe_bad_labels(
+                pending.op, count, position, value, pending.shape, pending.classes, pending.ignore_index
+            )
+        )
+
+
+def check_errors(device: torch.device | str | int | None = None) -> None:
+    """Wait for a CUDA device and raise for the bad labels and indices that its ops have met and nobody was told of yet.
+
+    Args:
+        device: a CUDA device; the current one by default. Ops on CPU tensors have raised already.
+
+    Raises:
+        ValueError: there were some, in an earlier eager call, or inside a compiled or captured graph.
+    """
+    if not torch.cuda.is_available():
+        return
+    device = torch.device("cuda" if device is None else f"cuda:{device}" if isinstance(device, int) else device)
+    if device.type != "cuda":
+        return
+    torch.cuda.synchronize(device)
+    raise_arrived()
+    count, position, value = _take("segops", device, RAISE)
+    if count:
+        raise ValueError(
+            f"segops: {count} label(s) or indices out of range inside a graph on {device}; the first is {value} at "
+            f"flat position {position}"
+        )
+
+
+def _take(namespace: str, device: torch.device, kind: int) -> list[int]:
+    return getattr(torch.ops, namespace).take_bad_data(torch.empty(0, device=device), kind).tolist()
 
 
 def describe_bad_labels(
@@ -58,9 +135,16 @@ def count_bad_data(elements: int) -> None:
 
 
 def take_bad_data_count() -> int:
-    """Bad labels and indices seen by ops with ``validate="count"`` in this process since the last call."""
+    """Bad labels and indices seen by ops with ``validate="count"`` in this process since the last call.
+
+    Waits for the CUDA devices of the process.
+    """
     global _counted_without_library
-    if _library.native is None:
-        count, _counted_without_library = _counted_without_library, 0
-        return count
-    return _library.native.take_bad_data_count()
+    count, _counted_without_library = _counted_without_library, 0
+    if _library.native is not None:
+        count += _library.native.take_bad_data_count()
+    if _library.simt_unavailable is None:
+        count += _take("segops_simt", torch.device("cpu"), COUNT)[0]
+    if _library.cuda_unavailable is None and torch.cuda.is_initialized():
+        count += sum(_take("segops", torch.device("cuda", i), COUNT)[0] for i in range(torch.cuda.device_count()))
+    return count

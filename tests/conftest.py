@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import zlib
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -22,6 +23,11 @@ settings.load_profile("repeatable")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the tensors of the op tests live")
+    parser.addoption(
+        "--every-triton-case",
+        action="store_true",
+        help="run all cases in Triton's interpreter (half an hour), not a share of each test's",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +38,33 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") == "cpu":
         # Triton decides when a kernel is decorated, that is when segops is imported, whether to interpret it.
         os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+_TRITON_SHARE = 5  # one case in so many
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of each test's cases in Triton's interpreter, which needs a tenth of a second a call, keep a fixed share.
+
+    The first of a test is among them, so that every test has its turn.
+    """
+    if config.getoption("--every-triton-case") or config.getoption("--device") != "cpu":
+        return
+    kept, left_out, seen = [], [], set()
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is None or "triton" not in (callspec.params.get("backend"), callspec.params.get("kernel_backend")):
+            kept.append(item)
+            continue
+        test = item.nodeid.partition("[")[0]
+        if test in seen and zlib.crc32(item.nodeid.encode()) % _TRITON_SHARE:
+            left_out.append(item)
+        else:
+            seen.add(test)
+            kept.append(item)
+    if left_out:
+        items[:] = kept
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")

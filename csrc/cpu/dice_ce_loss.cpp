@@ -168,6 +168,7 @@ struct Forward {
 template <class T, class In>
 struct Backward {
   const DiceCeLossBackward& p;
+  double grad_ce;
   const T* grad_p;        // [N, C]
   const T* grad_i;        // [N, C]
   const T* class_spread;  // [C]: ce gradient * smoothing * w_c / C, or null
@@ -180,8 +181,8 @@ struct Backward {
     using V = Vec<T, kLanes>;
     softmax_block(b, x);
     const DiceCeLossInputs& in = p.in;
-    const T scale = static_cast<T>(p.grad_ce[0] * (1.0 - in.label_smoothing));
-    const T spread = static_cast<T>(p.grad_ce[0] * in.label_smoothing / static_cast<double>(in.classes) * total_weight(in));
+    const T scale = static_cast<T>(grad_ce * (1.0 - in.label_smoothing));
+    const T spread = static_cast<T>(grad_ce * in.label_smoothing / static_cast<double>(in.classes) * total_weight(in));
     for (int64_t g = 0; g < b.padded; g += kGroup) {
       const int32_t label = b.group[g / kGroup];
       for (int i = 0; i < kGroup; ++i) {
@@ -375,11 +376,13 @@ Status run_backward(const DiceCeLossBackward& params, const Parallel& parallel) 
     grad_i[k] = static_cast<T>(params.grad_overlap[k / c * 3 * c + k % c]);
     grad_p[k] = static_cast<T>(params.grad_overlap[k / c * 3 * c + c + k % c]);
   }
-  const double share = params.grad_ce[0] * in.label_smoothing / static_cast<double>(c);
+  const double grad_ce = params.grad_ce ? params.grad_ce[0] : 0.0;
+  const double share = grad_ce * in.label_smoothing / static_cast<double>(c);
   for (int64_t k = 0; k < c; ++k) spread[k] = static_cast<T>(share * (in.weight ? in.weight[k] : 1.0));
-  T zero = static_cast<T>(params.grad_ce[0]) * 0;  // NaN if anything is not finite
+  T zero = static_cast<T>(grad_ce) * 0;  // NaN if anything is not finite
   for (int64_t k = 0; k < (2 * in.batch + 1) * c; ++k) zero += grad_i[k] * 0;
   const Backward<T, In> backward{params,
+                                 grad_ce,
                                  params.grad_overlap ? grad_p : nullptr,
                                  params.grad_overlap ? grad_i : nullptr,
                                  in.label_smoothing != 0 ? spread : nullptr,

@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "bad_data.h"
+#include "count.h"
 #include "isa.h"
 #include "segops/messages.h"
 

@@ -1,14 +1,18 @@
 // What an op does with labels or indices that are out of range, besides recording them: the argument `on_bad` of its schema.
 #pragma once
 #include "segops/types.h"
+#include "tensor.h"
 
 namespace segops {
 
 constexpr int64_t kRecordBad = 0;  // leave it at the record; the caller reads it
-constexpr int64_t kCountBad = 1;   // add to the process-wide count
-constexpr int64_t kRaiseBad = 2;   // raise, where nobody reads the record (inside a compiled graph)
+constexpr int64_t kCountBad = 1;   // add to the count of the process, or of the device
+constexpr int64_t kRaiseBad = 2;   // raise, where nobody reads the record (inside a compiled graph); a device keeps it for
+                                   // segops.check_errors
 
-SEGOPS_EXPORT void count_bad_data(int64_t elements);
-SEGOPS_EXPORT int64_t take_bad_data_count();  // the count since the last call
+namespace binding {
+// Adds a record, int64 [3], to the count; on a device also to what is to be raised.
+void note_bad_data(const Tensor& record, int64_t on_bad);
+}  // namespace binding
 
 }  // namespace segops

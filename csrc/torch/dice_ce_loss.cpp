@@ -19,6 +19,23 @@ namespace {
 
 constexpr const char* kOp = "dice_ce_loss";
 
+// Runs this library's kernels on what the params point to; `on` tells the device.
+#ifdef SEGOPS_DEVICE_KERNELS
+void launch(const DiceCeLossStatistics& p, const Tensor& on) {
+  const Queue queue(on);
+  Tensor scratch = empty({(cuda::dice_ce_loss_scratch_bytes(p.in) + 7) / 8}, ScalarType::Double, on);
+  check(cuda::dice_ce_loss_statistics(p, scratch.mutable_data_ptr(), queue.stream()), kOp);
+}
+void launch(const DiceCeLossValue& p, const Tensor& on) { check(cuda::dice_ce_loss_value(p, Queue(on).stream()), kOp); }
+void launch(const DiceCeLossBackward& p, const Tensor& on) {
+  check(cuda::dice_ce_loss_backward(p, Queue(on).stream()), kOp);
+}
+#else
+void launch(const DiceCeLossStatistics& p, const Tensor&) { check(dice_ce_loss_statistics(p, threads()), kOp); }
+void launch(const DiceCeLossValue& p, const Tensor&) { dice_ce_loss_value(p); }
+void launch(const DiceCeLossBackward& p, const Tensor&) { check(dice_ce_loss_backward(p, threads()), kOp); }
+#endif
+
 ScalarType accumulation_type(const Tensor& logits) {
   return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -98,10 +115,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> statistics(const Tensor& logi
   p.ce_map = with_map ? map.mutable_data_ptr() : nullptr;
   p.confusion = with_confusion ? static_cast<int64_t*>(confusion.mutable_data_ptr()) : nullptr;
   p.bad_labels = static_cast<BadData*>(errors.mutable_data_ptr());
-  check(dice_ce_loss_statistics(p, threads()), kOp);
-  if (on_bad == kCountBad) count_bad_data(p.bad_labels->count);
-  if (on_bad == kRaiseBad && p.bad_labels->count > 0)
+  launch(p, logits);
+  if (on_bad == kRaiseBad && logits.is_cpu() && p.bad_labels->count > 0)
     fail(describe_bad_labels(kOp, *p.bad_labels, sizes_of(target), c, ignore_index));
+  if (on_bad != kRecordBad) note_bad_data(errors, on_bad);
   return {overlap, ce, map, confusion, errors};
 }
 
@@ -111,20 +128,19 @@ Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<
   const Inputs inputs = inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
   Tensor grad_logits = empty_like_pixels(logits, inputs.logits);
   const Pixels grad = as_pixels(grad_logits);
-  const double zero[2] = {0, 0};
 
   DiceCeLossBackward p{};
   p.in = inputs.in;
   // Autograd hands over expanded gradients.
   const std::optional<Tensor> overlap = contiguous(grad_overlap), ce = contiguous(grad_ce);
   p.grad_overlap = table(overlap, inputs.in.batch * 3 * inputs.in.classes, "grad_overlap");
-  p.grad_ce = ce ? table(ce, 2, "grad_ce") : zero;
+  p.grad_ce = table(ce, 2, "grad_ce");
   p.grad_logits = grad_logits.mutable_data_ptr();
   p.grad_stride_n = grad.stride_n;
   p.grad_stride_c = grad.stride_c;
   p.grad_stride_s = grad.stride_s;
   p.warm = logits.is_cpu() && is_warm(p.grad_logits, static_cast<size_t>(grad_logits.numel()) * grad_logits.element_size());
-  check(dice_ce_loss_backward(p, threads()), kOp);
+  launch(p, logits);
   return grad_logits;
 }
 
@@ -164,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> value(const Tensor& overlap, 
   p.scores = static_cast<double*>(scores.mutable_data_ptr());
   p.grad_overlap = static_cast<double*>(grad_overlap.mutable_data_ptr());
   p.grad_ce = static_cast<double*>(grad_ce.mutable_data_ptr());
-  dice_ce_loss_value(p);
+  launch(p, overlap);
   return {loss, parts, scores, grad_overlap, grad_ce};
 }
 

@@ -1,6 +1,9 @@
 // The few things every binding needs from stable-ABI tensors: types, layouts, allocation and threads.
 #pragma once
 #include <sys/mman.h>
+#ifdef USE_CUDA
+#include <torch/csrc/stable/accelerator.h>
+#endif
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,6 +17,9 @@
 
 #include "parallel.h"
 #include "segops/types.h"
+#ifdef SEGOPS_DEVICE_KERNELS
+#include "launch.h"
+#endif
 
 // One binding file serves every backend library: the namespace and key come from the build.
 #define SEGOPS_LIBRARY_IMPL(ns, key, m) STABLE_TORCH_LIBRARY_IMPL(ns, key, m)
@@ -173,6 +179,32 @@ inline Tensor empty_like_pixels(const Tensor& t, const Pixels& p) {
   strides[0] = step;
   return empty(sizes, strides, t.scalar_type(), t);
 }
+
+#ifdef SEGOPS_DEVICE_KERNELS
+// Where kernels of csrc/cuda are queued: the current stream of a tensor's device, which is made the current device. The
+// host execution (CPU tensors) knows no streams.
+class Queue {
+ public:
+  explicit Queue(const Tensor& t) {
+    if (t.is_cpu()) return;
+#ifdef USE_CUDA
+    guard_.emplace(t.get_device_index());
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream_));
+#endif
+  }
+  void* stream() const { return stream_; }
+
+ private:
+#ifdef USE_CUDA
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+#endif
+  void* stream_ = nullptr;
+};
+
+inline void check(cuda::Failure failure, const char* op) {
+  check(failure == nullptr, "segops.", op, ": ", failure ? failure : "");
+}
+#endif
 
 // The framework's own threads.
 inline Parallel threads() {

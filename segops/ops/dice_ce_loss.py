@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from segops import backends, errors
+from segops._layout import pixel_stride
 from segops._library import define_op, no_double_backward
 from segops.ops.dice_ce_loss_arguments import Overlap, check_options, check_tensors, overlap_coefficients
 from segops.reference import dice_ce_loss as reference
@@ -79,7 +80,7 @@ def _fake_backward(
     label_smoothing: float,
     squared: bool,
 ) -> Tensor:
-    if (_pixel_stride(logits) or 1) != 1:
+    if (pixel_stride(logits) or 1) != 1:
         return torch.empty_like(logits.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
@@ -256,6 +257,7 @@ def dice_ce_loss(
         return_parts=return_parts,
         validate=validate,
     )
+    errors.raise_arrived()
     if process_group is not None:
         raise NotImplementedError("segops.dice_ce_loss: process_group is not supported yet")
     chosen = backends.resolve(backend, logits.device)
@@ -294,7 +296,7 @@ def dice_ce_loss(
         with_map = reduction == "none"
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(logits).tangent is not None:
             raise NotImplementedError("segops.dice_ce_loss: forward-mode AD (jvp) is not supported")
-        if _pixel_stride(logits) is None:
+        if pixel_stride(logits) is None:
             logits = logits.contiguous()  # once, rather than in forward and in backward
         sums, ce_sums, ce_map, confusion, bad_labels = ops.dice_ce_loss_statistics(
             logits,
@@ -307,7 +309,7 @@ def dice_ce_loss(
             not with_map and (dice_weight != 0 or return_parts),
             return_parts,
             with_map,
-            errors.on_bad(validate),
+            errors.on_bad(validate, logits),
         )
         if validate == "raise":
             errors.raise_bad_labels(OP, bad_labels, target, logits.shape[1], ignore_index)
@@ -331,22 +333,6 @@ def dice_ce_loss(
         return loss.to(dtype)
     ce, dice, scores = (t.detach().to(dtype) for t in (ce, dice, scores))
     return loss.to(dtype), DiceCELossParts(ce, dice, scores, confusion)
-
-
-def _pixel_stride(logits: Tensor) -> int | None:
-    """The stride between pixels of logits that kernels read as they are (1: planar; else channels last), or None."""
-    innermost, expected = None, 0
-    for size, stride in zip(reversed(logits.shape[2:]), reversed(logits.stride()[2:]), strict=True):
-        if size == 1:
-            continue
-        if innermost is None:
-            innermost = stride
-        elif stride != expected:
-            return None
-        expected = stride * size
-    if innermost is None or innermost == 1:
-        return 1
-    return innermost if logits.stride(1) == 1 else None
 
 
 def _reference_target(target: Tensor, classes: int, ignore_index: int, validate: str) -> Tensor:

@@ -43,7 +43,7 @@ struct DiceCeLossStatistics {
 struct DiceCeLossBackward {
   DiceCeLossInputs in;
   const double* grad_overlap;  // [N, 3, C]: derivatives of the loss; or null for zeros. That of T is not used
-  const double* grad_ce;       // [2]: derivative with respect to the sum of pixel losses; the second is not used
+  const double* grad_ce;       // [2]: derivative with respect to the sum of pixel losses; the second is not used; or null
   void* grad_logits;           // same type and strides as logits
   int64_t grad_stride_n, grad_stride_c, grad_stride_s;
   bool warm;  // on a CPU: whether the gradient's memory has been touched before

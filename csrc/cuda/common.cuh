@@ -1,0 +1,73 @@
+// Small things that every kernel file needs on top of device.cuh.
+#pragma once
+#include "device.cuh"
+#include "launch.h"
+#ifdef SEGOPS_SIMT
+#include "api.h"
+#endif
+
+namespace segops::cuda {
+
+inline Failure failure(cudaError_t error) {
+  if (error == cudaSuccess) return nullptr;
+#ifdef SEGOPS_SIMT
+  return simt_last_report();
+#else
+  return cudaGetErrorString(error);
+#endif
+}
+
+// memcpy between types of the same bits, 16-bit floats among them.
+template <class To, class From>
+__device__ __forceinline__ void copy_bits(To* to, const From* from, size_t bytes) {
+  memcpy(static_cast<void*>(to), static_cast<const void*>(from), bytes);
+}
+
+// What sums are kept in: float, double for double.
+template <class T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+template <class T>
+using AccumulatorOf = typename Accumulator<T>::type;
+
+template <class A, class T>
+__device__ __forceinline__ A widen(T value) {
+  if constexpr (sizeof(A) == 8)
+    return static_cast<A>(value);
+  else
+    return device::to_float(value);
+}
+
+template <class T, class A>
+__device__ __forceinline__ T narrow(A value) {
+  if constexpr (sizeof(T) == 8)
+    return value;
+  else
+    return device::from_float<T>(value);
+}
+
+// e^x for x <= 0, as exactly as numbers of type T need it. The hardware's 2^x alone is off by |x| units in the last place:
+// nothing for 16-bit logits, but float gradients far from the maximum would lose digits.
+template <class T, class A>
+__device__ __forceinline__ A exponential(A x) {
+  if constexpr (sizeof(T) == 2)
+    return device::exp2_approx(x * 1.44269504089f);
+  else if constexpr (sizeof(T) == 4)
+    return expf(x);
+  else
+    return exp(x);
+}
+
+__device__ __forceinline__ float logarithm(float x) { return logf(x); }
+__device__ __forceinline__ double logarithm(double x) { return log(x); }
+
+// The larger of two numbers; a NaN is passed over.
+__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
+
+}  // namespace segops::cuda

@@ -1,0 +1,315 @@
+// dice_ce_loss forward: one read of the logits gives all sums that the loss is made of.
+//
+// Up to 32 classes, a lane holds all logits of its pixels in registers (dice_ce_loss_forward_kernel): maximum, exponentials
+// and probabilities come from there. The sums I, P and T of a chunk are in columns of shared memory that belong to one
+// thread each, so there are no atomics and no bank conflicts, and registers are left for the logits. More classes:
+// dice_ce_loss_sweep.cuh. Both leave the sums of a chunk, and dice_ce_loss_combine_kernel adds up the chunks in order.
+#include "dice_ce_loss_rows.cuh"
+#include "dice_ce_loss_sweep.cuh"
+
+namespace segops::cuda::dice_ce {
+
+// What a thread adds up for one class at its targets.
+template <class A>
+struct alignas(2 * sizeof(A)) AtTarget {
+  A prob, count;
+};
+
+// Offsets into dynamic shared memory.
+template <class T, bool kRows>
+struct ForwardShared {
+  using A = AccumulatorOf<T>;
+  static constexpr int kTile = device::kWarp * kOwned<T, kRows>, kWarps = kThreads<T> / device::kWarp;
+  int columns, probs, weights, sums, labels, values, rows, confusion, bytes;
+
+  SEGOPS_HOST_DEVICE ForwardShared(const DiceCeLossInputs& in, bool with_confusion) {
+    const int64_t c = in.classes;
+    Parts parts;
+    columns = parts.take(c * kThreads<T> * sizeof(AtTarget<A>));
+    probs = parts.take(c * kThreads<T> * sizeof(A));
+    weights = parts.take(c * sizeof(A));
+    sums = parts.take(kWarps * 2 * 8);
+    labels = parts.take(kWarps * kTile * 4);
+    values = parts.take(kWarps * kTile * sizeof(A));
+    rows = parts.take(kRows ? kWarps * RowLayout(c, sizeof(T)).tile() : 0);
+    confusion = parts.take(with_confusion ? c * c * 4 : 0);
+    bytes = parts.bytes;
+  }
+};
+
+// Counts the argmax of each pixel (the first of equals; NaN counts as largest) against its label.
+template <class T, int K, int V>
+__device__ __forceinline__ void count_confusion(const Held<T, K, V>& held, const int32_t (&label)[V], int classes,
+                                                unsigned* counts) {
+  using A = AccumulatorOf<T>;
+  A best[V];
+  int winner[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    best[v] = held.x[0].get(v);
+    winner[v] = 0;
+  }
+#pragma unroll
+  for (int k = 1; k < K; ++k) {
+    if (k >= classes) break;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const A x = held.x[k].get(v);
+      const bool better = x > best[v] || (x != x && best[v] == best[v]);
+      best[v] = better ? x : best[v];
+      winner[v] = better ? k : winner[v];
+    }
+  }
+#pragma unroll
+  for (int v = 0; v < V; ++v)
+    if (label[v] >= 0) device::atomic_add(counts + label[v] * classes + winner[v], 1u);
+}
+
+template <class T, int K, bool kRows>
+__global__ void __launch_bounds__(kThreads<T>, 1)
+    dice_ce_loss_forward_kernel(DiceCeLossStatistics p, Plan plan, Access access, Partial partial) {
+  using A = AccumulatorOf<T>;
+  constexpr int V = kOwned<T, kRows>, kTile = device::kWarp * V, kWarps = kThreads<T> / device::kWarp;
+  const DiceCeLossInputs& in = p.in;
+  const int classes = static_cast<int>(in.classes), thread = static_cast<int>(threadIdx.x), warp = warp_id();
+  const Chunk chunk(in, plan, blockIdx.x);
+  const ForwardShared<T, kRows> at(in, p.confusion != nullptr);
+  DYNAMIC_SHARED(unsigned char, shared);
+  AtTarget<A>* const columns = reinterpret_cast<AtTarget<A>*>(shared + at.columns);
+  A* const probs = reinterpret_cast<A*>(shared + at.probs);
+  A* const class_weight = reinterpret_cast<A*>(shared + at.weights);
+  double* const sums = reinterpret_cast<double*>(shared + at.sums);
+  int32_t* const labels = reinterpret_cast<int32_t*>(shared + at.labels) + warp * kTile;
+  A* const values = reinterpret_cast<A*>(shared + at.values) + warp * kTile;
+  unsigned* const confusion = reinterpret_cast<unsigned*>(shared + at.confusion);
+  const RowTile<T, K> rows{shared + at.rows + warp * RowLayout(classes, sizeof(T)).tile(), RowLayout(classes, sizeof(T))};
+
+  for (int c = 0; c < classes; ++c) {
+    columns[c * kThreads<T> + thread] = {0, 0};
+    probs[c * kThreads<T> + thread] = 0;
+  }
+  A weights = 0;
+  for (int c = 0; c < classes; ++c) weights += in.weight ? static_cast<A>(device::load(in.weight + c)) : A(1);
+  for (int c = thread; c < classes; c += kThreads<T>)
+    class_weight[c] = in.weight ? static_cast<A>(device::load(in.weight + c)) : A(1);
+  for (int i = thread; p.confusion && i < classes * classes; i += kThreads<T>) confusion[i] = 0;
+  SYNC_THREADS();
+
+  const T* const image = static_cast<const T*>(in.logits) + chunk.image * in.stride_n;
+  const A keep = static_cast<A>(1 - in.label_smoothing);
+  const A spread = static_cast<A>(in.label_smoothing / static_cast<double>(classes));
+  const bool smooth = in.label_smoothing != 0;
+  double loss_sum = 0, share_sum = 0;
+  BadData bad{0, 0, 0};
+
+  for (int first = warp * kTile; first < chunk.count; first += kWarps * kTile) {
+    const int rest = chunk.count - first < kTile ? chunk.count - first : kTile;
+    Pixels<A, V> pixels;
+    pixels.load(in, chunk, first, access.vector, labels, values, bad);
+    const T* const tile = image + (chunk.begin + first) * in.stride_s;
+    Held<T, K, V> held;
+    if constexpr (kRows)
+      rows.load(held, tile, in.stride_s, classes, rest, access.vector && rest == kTile);
+    else
+      held.load_planes(tile, in.stride_c, classes, rest, access.vector);
+    held.clear_ignored(pixels.label, classes);
+    if (p.confusion) {
+      count_confusion(held, pixels.label, classes, confusion);
+      held.forget(access.zero);
+    }
+
+    A most[V], sum[V], own[V], weighted[V];
+    held.largest(most);
+    held.forget(access.zero);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sum[v] = own[v] = weighted[v] = 0;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (k >= classes) break;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const A x = held.x[k].get(v) - most[v], e = exponential<T>(x);
+        sum[v] += e;
+        if (smooth) weighted[v] += class_weight[k] * x;
+        if (pixels.label[v] == k) own[v] = x;
+        if constexpr (Held<T, K, V>::kWide) held.x[k].set(v, e);
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const bool valid = pixels.label[v] >= 0;
+      const A log_sum = logarithm(sum[v]), inverse = A(1) / sum[v];
+      const A share = valid ? pixels.weight[v] * class_weight[pixels.label[v]] : A(0);
+      A loss = keep * share * (log_sum - own[v]);
+      if (smooth) loss += spread * pixels.weight[v] * (weights * log_sum - weighted[v]);
+      loss = valid ? loss : A(0);
+      loss_sum += loss;
+      share_sum += share;
+      if (p.ce_map) values[place<V>(v, access.vector)] = loss;
+      if (valid && p.overlap) {
+        AtTarget<A>& target = columns[pixels.label[v] * kThreads<T> + thread];
+        target.prob += exponential<T>(own[v]) * inverse;
+        target.count += 1;
+      }
+      sum[v] = valid ? inverse : A(0);
+    }
+    if (p.ce_map) {
+      SYNC_WARP();
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const int i = lane_id() + v * device::kWarp;
+        if (i < rest) static_cast<A*>(p.ce_map)[chunk.image * in.pixels + chunk.begin + first + i] = values[i];
+      }
+    }
+    if (!p.overlap) continue;
+    held.forget(access.zero);
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (k >= classes) break;
+      A total = 0;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        A e = held.x[k].get(v);
+        if constexpr (!Held<T, K, V>::kWide) e = exponential<T>(e - most[v]);
+        const A prob = e * sum[v];
+        total += in.squared ? prob * prob : prob;
+      }
+      probs[k * kThreads<T> + thread] += total;
+    }
+  }
+
+  // The chunk's sums, in a fixed order: a warp a class, and the cross-entropy over the warps.
+  SHARED_ARRAY(BadData, bad_of_warp, kWarps);
+  loss_sum = warp_sum(loss_sum);
+  share_sum = warp_sum(share_sum);
+  bad = warp_merge(bad);
+  if (lane_id() == 0) {
+    sums[2 * warp] = loss_sum;
+    sums[2 * warp + 1] = share_sum;
+    bad_of_warp[warp] = bad;
+  }
+  SYNC_THREADS();
+  double* const out = partial.sums + blockIdx.x * (3 * in.classes + 2);
+  for (int c = warp; p.overlap && c < classes; c += kWarps) {
+    A at_target = 0, prob = 0, count = 0;
+    for (int i = c * kThreads<T> + lane_id(); i < (c + 1) * kThreads<T>; i += device::kWarp) {
+      at_target += columns[i].prob;
+      prob += probs[i];
+      count += columns[i].count;
+    }
+    at_target = warp_sum(at_target);
+    prob = warp_sum(prob);
+    count = warp_sum(count);
+    if (lane_id() == 0) {
+      out[c] = static_cast<double>(at_target);
+      out[classes + c] = static_cast<double>(prob);
+      out[2 * classes + c] = static_cast<double>(count);
+    }
+  }
+  if (thread == 0) {
+    for (int w = 1; w < kWarps; ++w) {
+      sums[0] += sums[2 * w];
+      sums[1] += sums[2 * w + 1];
+      bad = merge(bad, bad_of_warp[w]);
+    }
+    out[3 * classes] = sums[0];
+    out[3 * classes + 1] = sums[1];
+    partial.bad[blockIdx.x] = bad;
+  }
+  for (int i = thread; p.confusion && i < classes * classes; i += kThreads<T>)
+    if (confusion[i] > 0) device::atomic_add(reinterpret_cast<unsigned long long*>(p.confusion) + i, confusion[i]);
+}
+
+// Adds up the chunks in order: a thread a sum, and one block more for the cross-entropy and the bad labels.
+__global__ void __launch_bounds__(kThreads<float>, 1)
+    dice_ce_loss_combine_kernel(DiceCeLossStatistics p, Plan plan, Partial partial) {
+  const int64_t c = p.in.classes, width = 3 * c + 2, chunks = p.in.batch * plan.chunks;
+  if (blockIdx.x + 1 < gridDim.x) {
+    const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads<float> + threadIdx.x;
+    if (index >= p.in.batch * 3 * c) return;
+    const double* from = partial.sums + index / (3 * c) * plan.chunks * width + index % (3 * c);
+    double total = 0;
+    for (int64_t i = 0; i < plan.chunks; ++i) total += from[i * width];
+    p.overlap[index] = total;
+    return;
+  }
+  SHARED_ARRAY(double, scratch, kThreads<float> / device::kWarp);
+  SHARED_ARRAY(BadData, bad_of_warp, kThreads<float> / device::kWarp);
+  double loss = 0, share = 0;
+  BadData bad{0, 0, 0};
+  for (int64_t i = threadIdx.x; i < chunks; i += kThreads<float>) {
+    loss += partial.sums[i * width + 3 * c];
+    share += partial.sums[i * width + 3 * c + 1];
+    bad = merge(bad, partial.bad[i]);
+  }
+  loss = block_sum<kThreads<float>>(loss, scratch);
+  share = block_sum<kThreads<float>>(share, scratch);
+  bad = warp_merge(bad);
+  if (lane_id() == 0) bad_of_warp[warp_id()] = bad;
+  SYNC_THREADS();
+  if (threadIdx.x == 0) {
+    p.ce[0] = loss;
+    p.ce[1] = share;
+    for (int w = 1; w < kThreads<float> / device::kWarp; ++w) bad = merge(bad, bad_of_warp[w]);
+    *p.bad_labels = bad;
+  }
+}
+
+template <class T, int K, bool kRows>
+cudaError_t launch_held(const DiceCeLossStatistics& p, const Plan& plan, const Access& access, const Partial& partial,
+                        cudaStream_t stream) {
+  const ForwardShared<T, kRows> shared(p.in, p.confusion != nullptr);
+  const cudaError_t allowed = OPT_IN_SHARED((dice_ce_loss_forward_kernel<T, K, kRows>), shared.bytes);
+  if (allowed != cudaSuccess) return allowed;
+  return LAUNCH((dice_ce_loss_forward_kernel<T, K, kRows>), static_cast<unsigned>(p.in.batch * plan.chunks), kThreads<T>,
+                shared.bytes, stream, p, plan, access, partial);
+}
+
+template <class T, bool kRows>
+cudaError_t launch_forward(const DiceCeLossStatistics& p, const Plan& plan, const Access& access, const Partial& partial,
+                           cudaStream_t stream) {
+  if (p.in.classes > kMostHeld) return launch_forward_sweep<T, kRows>(p, plan, access, partial, stream);
+  if constexpr (sizeof(T) < 8) {
+    if (p.in.classes <= 8) return launch_held<T, 8, kRows>(p, plan, access, partial, stream);
+    if (p.in.classes <= 24) return launch_held<T, 24, kRows>(p, plan, access, partial, stream);
+  }
+  return launch_held<T, 32, kRows>(p, plan, access, partial, stream);
+}
+
+template <class T>
+cudaError_t forward(const DiceCeLossStatistics& p, const Partial& partial, cudaStream_t stream) {
+  const Plan plan(p.in);
+  const int64_t sums = p.overlap ? p.in.batch * 3 * p.in.classes : 0, chunks = p.in.batch * plan.chunks;
+  if (chunks > INT32_MAX || p.in.classes > kMostClasses) return cudaErrorInvalidValue;
+  if (chunks > 0) {
+    const Access access{0, Access::aligned(p.in.logits, sizeof(T), p.in.stride_n, p.in.stride_c, p.in.stride_s, p.in)};
+    const cudaError_t error = p.in.stride_s == 1 ? launch_forward<T, false>(p, plan, access, partial, stream)
+                                                 : launch_forward<T, true>(p, plan, access, partial, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return LAUNCH(dice_ce_loss_combine_kernel, static_cast<unsigned>((sums + kThreads<float> - 1) / kThreads<float> + 1),
+                kThreads<float>, 0, stream, p, plan, partial);
+}
+
+}  // namespace segops::cuda::dice_ce
+
+namespace segops::cuda {
+
+int64_t dice_ce_loss_scratch_bytes(const DiceCeLossInputs& in) {
+  return in.batch * dice_ce::Plan(in).chunks * ((3 * in.classes + 2) * 8 + static_cast<int64_t>(sizeof(BadData)));
+}
+
+Failure dice_ce_loss_statistics(const DiceCeLossStatistics& p, void* scratch, void* stream) {
+  const int64_t chunks = p.in.batch * dice_ce::Plan(p.in).chunks;
+  BadData* const bad = static_cast<BadData*>(scratch);
+  const dice_ce::Partial partial{reinterpret_cast<double*>(bad + chunks), bad};
+  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
+  switch (p.in.logits_dtype) {
+    case Dtype::float32: return failure(dice_ce::forward<float>(p, partial, queue));
+    case Dtype::float64: return failure(dice_ce::forward<double>(p, partial, queue));
+    case Dtype::bfloat16: return failure(dice_ce::forward<__nv_bfloat16>(p, partial, queue));
+    default: return failure(dice_ce::forward<__half>(p, partial, queue));
+  }
+}
+
+}  // namespace segops::cuda

@@ -1,0 +1,344 @@
+// dice_ce_loss backward: one read of the logits, one write of their gradient.
+//
+// With a = d loss / d p, the gradient of the overlap is p_c (a_c - sum_k a_k p_k). a_c is g_c = d loss / d P_c (2 g_c p_c
+// where P sums squares), plus d loss / d I_c at the target; the cross-entropy adds its own. Together, for a pixel:
+// p_c (g_c + u) - spread_c, and q more at its target. Up to 32 classes a lane holds its pixels' logits, as in forward.
+#include "dice_ce_loss_rows.cuh"
+#include "dice_ce_loss_sweep.cuh"
+
+namespace segops::cuda::dice_ce {
+
+// What is constant over an image, in shared memory: [4, C].
+template <class A>
+struct Tables {
+  A *grad_p, *grad_i, *spread, *weight;
+  A scale;       // of the target's cross-entropy
+  A spread_sum;  // of the classes' spread
+  bool overlap, smooth;
+
+  // Fills `memory`; a barrier must follow.
+  __device__ Tables(const DiceCeLossBackward& p, int64_t image, A* memory, int threads) {
+    const int classes = static_cast<int>(p.in.classes);
+    grad_p = memory;
+    grad_i = memory + classes;
+    spread = memory + 2 * classes;
+    weight = memory + 3 * classes;
+    overlap = p.grad_overlap != nullptr;
+    smooth = p.in.label_smoothing != 0;
+    const double grad_ce = p.grad_ce ? device::load(p.grad_ce) : 0.0;
+    const double share = grad_ce * p.in.label_smoothing / static_cast<double>(classes);
+    const double* grad = p.grad_overlap + image * 3 * classes;
+    double weights = 0;
+    for (int c = 0; c < classes; ++c) weights += p.in.weight ? device::load(p.in.weight + c) : 1.0;
+    for (int c = static_cast<int>(threadIdx.x); c < classes; c += threads) {
+      const double own = p.in.weight ? device::load(p.in.weight + c) : 1.0;
+      grad_i[c] = overlap ? static_cast<A>(device::load(grad + c)) : A(0);
+      grad_p[c] = overlap ? static_cast<A>(device::load(grad + classes + c)) : A(0);
+      spread[c] = static_cast<A>(share * own);
+      weight[c] = static_cast<A>(own);
+    }
+    scale = static_cast<A>(grad_ce * (1 - p.in.label_smoothing));
+    spread_sum = static_cast<A>(share * weights);
+  }
+};
+
+// What turns a pixel's probabilities into its gradient.
+template <class A>
+struct Coefficients {
+  A inverse, u, q;
+
+  __device__ __forceinline__ Coefficients(A inverse_, A u_, A q_) : inverse(inverse_), u(u_), q(q_) {}
+
+  // sum: of exponentials; dot: of g_k e_k (2 g_k e_k^2); target: the exponential at the label.
+  __device__ __forceinline__ Coefficients(const Tables<A>& tables, bool squared, int32_t label, A pixel_weight, A sum, A dot,
+                                          A target) {
+    inverse = A(1) / sum;
+    const int32_t known = label < 0 ? 0 : label;
+    const A at_target = tables.grad_i[known] * (target * inverse);
+    const A mean = dot * (squared ? inverse * inverse : inverse) + at_target;
+    const A ce = tables.scale * tables.weight[known] * pixel_weight;
+    u = ce - mean + tables.spread_sum * pixel_weight;
+    q = at_target - ce;
+  }
+};
+
+// The gradient of one logit from its exponential. An ignored pixel has none, whatever the others are.
+template <class A>
+__device__ __forceinline__ A gradient(const Tables<A>& tables, const Coefficients<A>& of, bool squared, int32_t label,
+                                      A pixel_weight, int c, A e) {
+  const A prob = e * of.inverse, g = tables.grad_p[c];
+  A result = prob * ((squared ? 2 * g * prob : g) + of.u);
+  if (label == c) result += of.q;
+  if (tables.smooth) result -= tables.spread[c] * pixel_weight;
+  return label < 0 ? A(0) : result;
+}
+
+template <class T, int V>
+__device__ __forceinline__ void store_plane(const Packed<T, V>& x, T* plane, int count, bool vector) {
+  if (V * sizeof(T) == 16 && vector) {
+    uint4 v;
+    copy_bits(&v, x.words, sizeof x.words);
+    if (lane_id() * V < count) device::store_16(plane + lane_id() * V, v);
+    return;
+  }
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    const int at = place<V>(v, false);
+    if (at < count) plane[at] = narrow<T>(x.get(v));
+  }
+}
+
+template <class T, bool kRows>
+struct BackwardShared {
+  using A = AccumulatorOf<T>;
+  static constexpr int kTile = device::kWarp * kOwned<T, kRows>, kWarps = kThreads<T> / device::kWarp;
+  int tables, labels, values, rows, bytes;
+
+  SEGOPS_HOST_DEVICE explicit BackwardShared(const DiceCeLossInputs& in) {
+    Parts parts;
+    tables = parts.take(4 * in.classes * sizeof(A));
+    labels = parts.take(kWarps * kTile * 4);
+    values = parts.take(kWarps * kTile * sizeof(A));
+    rows = parts.take(kRows ? kWarps * RowLayout(in.classes, sizeof(T)).tile() : 0);
+    bytes = parts.bytes;
+  }
+};
+
+template <class T, int K, bool kRows>
+__global__ void __launch_bounds__(kThreads<T>, 1)
+    dice_ce_loss_backward_kernel(DiceCeLossBackward p, Plan plan, Access access) {
+  using A = AccumulatorOf<T>;
+  constexpr int V = kOwned<T, kRows>, kTile = device::kWarp * V, kWarps = kThreads<T> / device::kWarp;
+  constexpr bool kWide = Held<T, K, V>::kWide;
+  const DiceCeLossInputs& in = p.in;
+  const int classes = static_cast<int>(in.classes), warp = warp_id();
+  const Chunk chunk(in, plan, blockIdx.x);
+  const BackwardShared<T, kRows> at(in);
+  DYNAMIC_SHARED(unsigned char, shared);
+  const Tables<A> tables(p, chunk.image, reinterpret_cast<A*>(shared + at.tables), kThreads<T>);
+  int32_t* const labels = reinterpret_cast<int32_t*>(shared + at.labels) + warp * kTile;
+  A* const values = reinterpret_cast<A*>(shared + at.values) + warp * kTile;
+  const RowTile<T, K> rows{shared + at.rows + warp * RowLayout(classes, sizeof(T)).tile(), RowLayout(classes, sizeof(T))};
+  SYNC_THREADS();
+
+  const T* const image = static_cast<const T*>(in.logits) + chunk.image * in.stride_n;
+  T* const grad_image = static_cast<T*>(p.grad_logits) + chunk.image * p.grad_stride_n;
+  BadData bad{0, 0, 0};  // forward has told of it
+  for (int first = warp * kTile; first < chunk.count; first += kWarps * kTile) {
+    const int rest = chunk.count - first < kTile ? chunk.count - first : kTile;
+    const bool full = access.vector && rest == kTile;
+    Pixels<A, V> pixels;
+    pixels.load(in, chunk, first, access.vector, labels, values, bad);
+    const T* const tile = image + (chunk.begin + first) * in.stride_s;
+    T* const grad_tile = grad_image + (chunk.begin + first) * p.grad_stride_s;
+    Held<T, K, V> held;
+    if constexpr (kRows)
+      rows.load(held, tile, in.stride_s, classes, rest, full);
+    else
+      held.load_planes(tile, in.stride_c, classes, rest, access.vector);
+    held.clear_ignored(pixels.label, classes);
+
+    A most[V], sum[V], dot[V], target[V];
+    held.largest(most);
+    held.forget(access.zero);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sum[v] = dot[v] = target[v] = 0;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (k >= classes) break;
+      const A g = tables.grad_p[k];
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const A e = exponential<T>(held.x[k].get(v) - most[v]);
+        sum[v] += e;
+        dot[v] += in.squared ? 2 * g * e * e : g * e;
+        if (pixels.label[v] == k) target[v] = e;
+        if constexpr (kWide) held.x[k].set(v, e);
+      }
+    }
+    // The arrays take over what they are read for last: 1 / sum, u and q.
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const Coefficients<A> of(tables, in.squared, pixels.label[v], pixels.weight[v], sum[v], dot[v], target[v]);
+      sum[v] = of.inverse;
+      dot[v] = of.u;
+      target[v] = of.q;
+    }
+    held.forget(access.zero);
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (k >= classes) break;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        A e = held.x[k].get(v);
+        if constexpr (!kWide) e = exponential<T>(e - most[v]);
+        const Coefficients<A> of{sum[v], dot[v], target[v]};
+        held.x[k].set(v, gradient(tables, of, in.squared, pixels.label[v], pixels.weight[v], k, e));
+      }
+      if constexpr (!kRows) store_plane(held.x[k], grad_tile + k * p.grad_stride_c, rest, access.vector);
+    }
+    if constexpr (kRows) rows.store(held, grad_tile, p.grad_stride_s, classes, rest, full);
+  }
+}
+
+template <class T, bool kRows>
+struct BackwardSweepShared {
+  using A = AccumulatorOf<T>;
+  static constexpr int kTile = device::kWarp * kOwned<T, kRows>;
+  int tables, most, total, dot, target, labels, values, bytes;
+
+  SEGOPS_HOST_DEVICE explicit BackwardSweepShared(const DiceCeLossInputs& in) {
+    Parts parts;
+    tables = parts.take(4 * in.classes * sizeof(A));
+    most = parts.take(kSweepWarps * kTile * sizeof(A));
+    total = parts.take(kSweepWarps * kTile * sizeof(A));
+    dot = parts.take(kSweepWarps * kTile * sizeof(A));
+    target = parts.take(kTile * sizeof(A));
+    labels = parts.take(kTile * 4);
+    values = parts.take(kTile * sizeof(A));
+    bytes = parts.bytes;
+  }
+};
+
+template <class T, bool kRows>
+__global__ void __launch_bounds__(kSweepThreads, 1)
+    dice_ce_loss_backward_sweep_kernel(DiceCeLossBackward p, Plan plan, Access access) {
+  using A = AccumulatorOf<T>;
+  constexpr int V = kOwned<T, kRows>, kTile = device::kWarp * V;
+  const DiceCeLossInputs& in = p.in;
+  const int classes = static_cast<int>(in.classes), warp = warp_id();
+  const Chunk chunk(in, plan, blockIdx.x);
+  const BackwardSweepShared<T, kRows> at(in);
+  DYNAMIC_SHARED(unsigned char, shared);
+  const Tables<A> tables(p, chunk.image, reinterpret_cast<A*>(shared + at.tables), kSweepThreads);
+  A* const at_label = reinterpret_cast<A*>(shared + at.target);
+  int32_t* const labels = reinterpret_cast<int32_t*>(shared + at.labels);
+  A* const values = reinterpret_cast<A*>(shared + at.values);
+  const T* const image = static_cast<const T*>(in.logits) + chunk.image * in.stride_n;
+  T* const grad_image = static_cast<T*>(p.grad_logits) + chunk.image * p.grad_stride_n;
+  BadData bad{0, 0, 0};
+
+  for (int first = 0; first < chunk.count; first += kTile) {
+    const int rest = chunk.count - first < kTile ? chunk.count - first : kTile;
+    const T* const tile = image + (chunk.begin + first) * in.stride_s;
+    T* const grad_tile = grad_image + (chunk.begin + first) * p.grad_stride_s;
+    SYNC_THREADS();  // the tables are there, and the tile before has been read
+    for (int v = warp; v < V; v += kSweepWarps) Pixels<A, V>::fetch(in, chunk, first, v, labels, values, bad);
+    SYNC_THREADS();
+    Pixels<A, V> pixels;
+    pixels.take(labels, values, access.vector);
+
+    Normaliser<T, V> softmax;
+    A dot[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) dot[v] = 0;
+    for_each_group(classes, [&](int c, int group) {
+      Held<T, kGroup, V> held = load_group<T, kRows>(in, tile, c, group, rest, access.vector);
+      held.clear_ignored(pixels.label, group);
+      A most[V];
+      held.largest(most);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const A factor = softmax.raise(v, most[v]);
+        dot[v] *= in.squared ? factor * factor : factor;
+      }
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        if (k >= group) break;
+        const A g = tables.grad_p[c + k];
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const A x = held.x[k].get(v), e = exponential<T>(x - softmax.shift(v));
+          softmax.sum[v] += e;
+          dot[v] += in.squared ? 2 * g * e * e : g * e;
+          if (pixels.label[v] == c + k) at_label[v * device::kWarp + lane_id()] = x;
+        }
+      }
+    });
+    softmax.merge(reinterpret_cast<A*>(shared + at.most), reinterpret_cast<A*>(shared + at.total),
+                  reinterpret_cast<A*>(shared + at.dot), &dot, in.squared);
+    A target[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const bool valid = pixels.label[v] >= 0;
+      const A own = valid ? exponential<T>(at_label[v * device::kWarp + lane_id()] - softmax.most[v]) : A(0);
+      const Coefficients<A> of(tables, in.squared, pixels.label[v], pixels.weight[v], softmax.sum[v], dot[v], own);
+      softmax.sum[v] = of.inverse;
+      dot[v] = of.u;
+      target[v] = of.q;
+    }
+    for_each_group(classes, [&](int c, int group) {
+      Held<T, kGroup, V> held = load_group<T, kRows>(in, tile, c, group, rest, access.vector);
+      held.clear_ignored(pixels.label, group);
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        if (k >= group) break;
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const A e = exponential<T>(held.x[k].get(v) - softmax.most[v]);
+          const Coefficients<A> of{softmax.sum[v], dot[v], target[v]};
+          held.x[k].set(v, gradient(tables, of, in.squared, pixels.label[v], pixels.weight[v], c + k, e));
+        }
+        if constexpr (!kRows)
+          store_plane(held.x[k], grad_tile + (c + k) * p.grad_stride_c, rest, access.vector);
+        else if (lane_id() < rest)
+          grad_tile[lane_id() * p.grad_stride_s + c + k] = narrow<T>(held.x[k].get(0));
+      }
+    });
+  }
+}
+
+template <class T, int K, bool kRows>
+cudaError_t launch_held(const DiceCeLossBackward& p, const Plan& plan, const Access& access, cudaStream_t stream) {
+  const BackwardShared<T, kRows> shared(p.in);
+  const cudaError_t allowed = OPT_IN_SHARED((dice_ce_loss_backward_kernel<T, K, kRows>), shared.bytes);
+  if (allowed != cudaSuccess) return allowed;
+  return LAUNCH((dice_ce_loss_backward_kernel<T, K, kRows>), static_cast<unsigned>(p.in.batch * plan.chunks), kThreads<T>,
+                shared.bytes, stream, p, plan, access);
+}
+
+template <class T, bool kRows>
+cudaError_t launch_backward(const DiceCeLossBackward& p, const Plan& plan, const Access& access, cudaStream_t stream) {
+  if (p.in.classes > kMostHeld) {
+    const BackwardSweepShared<T, kRows> shared(p.in);
+    const cudaError_t allowed = OPT_IN_SHARED((dice_ce_loss_backward_sweep_kernel<T, kRows>), shared.bytes);
+    if (allowed != cudaSuccess) return allowed;
+    return LAUNCH((dice_ce_loss_backward_sweep_kernel<T, kRows>), static_cast<unsigned>(p.in.batch * plan.chunks),
+                  kSweepThreads, shared.bytes, stream, p, plan, access);
+  }
+  if constexpr (sizeof(T) < 8) {
+    if (p.in.classes <= 8) return launch_held<T, 8, kRows>(p, plan, access, stream);
+    if (p.in.classes <= 24) return launch_held<T, 24, kRows>(p, plan, access, stream);
+  }
+  return launch_held<T, 32, kRows>(p, plan, access, stream);
+}
+
+template <class T>
+cudaError_t backward(const DiceCeLossBackward& p, cudaStream_t stream) {
+  const Plan plan(p.in);
+  const int64_t chunks = p.in.batch * plan.chunks;
+  if (chunks > INT32_MAX || p.in.classes > kMostClasses) return cudaErrorInvalidValue;
+  if (chunks == 0) return cudaSuccess;
+  const DiceCeLossInputs& in = p.in;
+  const Access access{0,
+                      Access::aligned(in.logits, sizeof(T), in.stride_n, in.stride_c, in.stride_s, in) &&
+                          Access::aligned(p.grad_logits, sizeof(T), p.grad_stride_n, p.grad_stride_c, p.grad_stride_s, in)};
+  return p.in.stride_s == 1 ? launch_backward<T, false>(p, plan, access, stream)
+                            : launch_backward<T, true>(p, plan, access, stream);
+}
+
+}  // namespace segops::cuda::dice_ce
+
+namespace segops::cuda {
+
+Failure dice_ce_loss_backward(const DiceCeLossBackward& p, void* stream) {
+  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
+  switch (p.in.logits_dtype) {
+    case Dtype::float32: return failure(dice_ce::backward<float>(p, queue));
+    case Dtype::float64: return failure(dice_ce::backward<double>(p, queue));
+    case Dtype::bfloat16: return failure(dice_ce::backward<__nv_bfloat16>(p, queue));
+    default: return failure(dice_ce::backward<__half>(p, queue));
+  }
+}
+
+}  // namespace segops::cuda

@@ -1,0 +1,287 @@
+// What the forward and the backward kernels of dice_ce_loss share: how the work is cut, labels, and logits in registers.
+//
+// A block has one chunk of the pixels of one image. A warp takes tiles of 32 * V pixels from it; a lane owns V of them, with
+// V such that V elements of one class are 16 bytes (planar), or 1 (channels last, and double).
+#pragma once
+#include "reduce.cuh"
+
+namespace segops::cuda::dice_ce {
+
+constexpr int32_t kIgnored = -1;
+constexpr int kMostHeld = 32;  // up to this many classes all logits of a pixel are held in registers
+
+// Threads of a block: the private columns of double need twice the shared memory. Kernels say that one block on a
+// multiprocessor is enough (__launch_bounds__(.., 1)): else ptxas spills a register or two to have room for another.
+template <class T>
+constexpr int kThreads = sizeof(T) == 8 ? 64 : 128;
+constexpr int kSweepThreads = 256;
+constexpr int64_t kMostClasses = 4096;  // what the sums of a chunk leave room for in shared memory
+
+// Pixels of a lane. For double, which is there to be exact rather than fast, two would not fit into registers.
+template <class T, bool kRows>
+constexpr int kOwned = kRows || sizeof(T) == 8 ? 1 : 16 / static_cast<int>(sizeof(T));
+
+// The cut depends on the shape alone, and so do the sums. Large inputs give about 528 chunks, four to each multiprocessor
+// of the largest devices, but no lane sums up more than 64 pixels in float.
+struct Plan {
+  int64_t chunk;   // pixels in a chunk, a multiple of kStep
+  int64_t chunks;  // of an image
+  static constexpr int64_t kStep = 1024, kMost = 8192, kBlocks = 528;
+
+  explicit Plan(const DiceCeLossInputs& in) {
+    chunk = (in.batch * in.pixels / kBlocks + kStep - 1) / kStep * kStep;
+    chunk = chunk < kStep ? kStep : chunk > kMost ? kMost : chunk;
+    chunks = (in.pixels + chunk - 1) / chunk;
+  }
+};
+
+// Where the forward kernels leave the sums of every chunk, [chunks, 3 C + 2] and [chunks].
+struct Partial {
+  double* sums;
+  BadData* bad;
+};
+
+// Offsets of parts of dynamic shared memory, each aligned to 16 bytes.
+struct Parts {
+  int bytes = 0;
+  SEGOPS_HOST_DEVICE int take(int64_t size) {
+    const int begin = bytes;
+    bytes += static_cast<int>((size + 15) / 16 * 16);
+    return begin;
+  }
+};
+
+// How the logits may be read and their gradient written, decided once a launch.
+struct Access {
+  uint32_t zero;  // 0, see Held::forget
+  // Planar: every class begins at 16 bytes and is a whole number of them. Channels last: pixels are dense and every image
+  // begins at 16 bytes.
+  bool vector;
+
+  static bool aligned(const void* data, int64_t element, int64_t stride_n, int64_t stride_c, int64_t stride_s,
+                      const DiceCeLossInputs& in) {
+    auto whole = [&](int64_t elements) { return elements * element % 16 == 0; };
+    if (reinterpret_cast<uintptr_t>(data) % 16 != 0 || !whole(stride_n)) return false;
+    return stride_s == 1 ? whole(stride_c) && whole(in.pixels) : stride_s == in.classes;
+  }
+};
+
+__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % device::kWarp; }
+__device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / device::kWarp; }
+
+// The pixels of one block.
+struct Chunk {
+  int64_t image, begin;  // first pixel within the image
+  int count;
+
+  __device__ Chunk(const DiceCeLossInputs& in, const Plan& plan, int64_t index) {
+    image = index / plan.chunks;
+    begin = index % plan.chunks * plan.chunk;
+    const int64_t rest = in.pixels - begin;
+    count = static_cast<int>(rest < plan.chunk ? rest : plan.chunk);
+  }
+};
+
+// Where a lane's pixel v lies in its tile: side by side where they are loaded 16 bytes at a time, else a warp apart, so that
+// a warp's accesses are contiguous either way.
+template <int V>
+__device__ __forceinline__ int place(int v, bool vector) {
+  return vector ? lane_id() * V + v : lane_id() + v * device::kWarp;
+}
+
+__device__ __forceinline__ int64_t label_at(const DiceCeLossInputs& in, int64_t position) {
+  switch (in.target_dtype) {
+    case Dtype::uint8: return device::load(static_cast<const uint8_t*>(in.target) + position);
+    case Dtype::int16: return device::load(static_cast<const int16_t*>(in.target) + position);
+    case Dtype::int32: return device::load(static_cast<const int32_t*>(in.target) + position);
+    default: return device::load(static_cast<const int64_t*>(in.target) + position);
+  }
+}
+
+// What each lane's pixels have in shared memory.
+template <int V, class E>
+__device__ __forceinline__ void read_owned(const E* tile, bool vector, E (&own)[V]) {
+  constexpr int kBytes = V * static_cast<int>(sizeof(E));
+  if constexpr (kBytes % 16 == 0) {
+    if (vector) {
+#pragma unroll
+      for (int i = 0; i < kBytes / 16; ++i) {
+        const uint4 piece = reinterpret_cast<const uint4*>(tile)[lane_id() * (kBytes / 16) + i];
+        copy_bits(reinterpret_cast<char*>(own) + i * 16, &piece, 16);
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int v = 0; v < V; ++v) own[v] = tile[place<V>(v, vector)];
+}
+
+// Labels of a tile and the weights of its pixels. Lanes load them side by side and hand them, through shared memory, to the
+// lanes that own the pixels: contiguous accesses whatever the types and alignments are.
+template <class A, int V>
+struct Pixels {
+  int32_t label[V];  // kIgnored where ignored, bad, or beyond the chunk
+  A weight[V];       // the pixel weight, 1 without one; 0 where ignored
+
+  // Loads a warp's share v of the tile that begins at pixel `first` of the chunk.
+  static __device__ __forceinline__ void fetch(const DiceCeLossInputs& in, const Chunk& chunk, int first, int v,
+                                               int32_t* labels, A* values, BadData& bad) {
+    const int at = lane_id() + v * device::kWarp;
+    int32_t known = kIgnored;
+    A given = 0;
+    if (first + at < chunk.count) {
+      const int64_t position = chunk.image * in.pixels + chunk.begin + first + at;
+      const int64_t value = label_at(in, position);
+      const bool inside = value >= 0 && value < in.classes, ignored = value == in.ignore_index;
+      if (inside && !ignored) {
+        known = static_cast<int32_t>(value);
+        given = in.pixel_weight ? device::load(static_cast<const A*>(in.pixel_weight) + position) : A(1);
+      } else if (!ignored && bad.count++ == 0) {
+        bad = BadData{1, position, value};
+      }
+    }
+    labels[at] = known;
+    values[at] = given;
+  }
+
+  __device__ __forceinline__ void take(const int32_t* labels, const A* values, bool vector) {
+    read_owned<V>(labels, vector, label);
+    read_owned<V>(values, vector, weight);
+  }
+
+  // A warp's own tile, with shared memory of its own.
+  __device__ __forceinline__ void load(const DiceCeLossInputs& in, const Chunk& chunk, int first, bool vector,
+                                       int32_t* labels, A* values, BadData& bad) {
+    SYNC_WARP();  // the tile before has been read
+#pragma unroll
+    for (int v = 0; v < V; ++v) fetch(in, chunk, first, v, labels, values, bad);
+    SYNC_WARP();
+    take(labels, values, vector);
+  }
+};
+
+// V elements of one class as they are in memory. Their words are what a lane loads and stores at once.
+template <class T, int V>
+struct Packed {
+  static constexpr int kWords = V * static_cast<int>(sizeof(T)) > 4 ? V * static_cast<int>(sizeof(T)) / 4 : 1;
+  using A = AccumulatorOf<T>;
+  uint32_t words[kWords] = {};
+
+  __device__ __forceinline__ A get(int v) const {
+    T value;
+    if constexpr (sizeof(T) == 2) {
+      const uint16_t bits = static_cast<uint16_t>(words[v / 2] >> (v % 2 * 16));
+      copy_bits(&value, &bits, 2);
+    } else {
+      copy_bits(&value, words + v * (sizeof(T) / 4), sizeof(T));
+    }
+    return widen<A>(value);
+  }
+
+  __device__ __forceinline__ void set(int v, A number) {
+    const T value = narrow<T>(number);
+    if constexpr (sizeof(T) == 2) {
+      uint16_t bits;
+      copy_bits(&bits, &value, 2);
+      const uint32_t shift = v % 2 * 16;
+      words[v / 2] = (words[v / 2] & ~(0xffffu << shift)) | static_cast<uint32_t>(bits) << shift;
+    } else {
+      copy_bits(words + v * (sizeof(T) / 4), &value, sizeof(T));
+    }
+  }
+
+  __device__ __forceinline__ void fill(A number) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) set(v, number);
+  }
+};
+
+// All logits of a lane's pixels, up to K classes of each; classes beyond the last are -infinity, and ignored pixels are 0.
+template <class T, int K, int V>
+struct Held {
+  using A = AccumulatorOf<T>;
+  // Whether what is derived from a logit can take its place without being rounded.
+  static constexpr bool kWide = sizeof(A) == sizeof(T);
+  static constexpr bool kVector = V * sizeof(T) == 16;
+  Packed<T, V> x[K];
+
+  __device__ __forceinline__ void fill_rest(int classes) {
+#pragma unroll
+    for (int k = 0; k < K; ++k)
+      if (k >= classes) x[k].fill(-A(INFINITY));
+  }
+
+  // From planes: class k of the tile at tile + k * stride_c; the tile has `count` pixels.
+  __device__ __forceinline__ void load_planes(const T* tile, int64_t stride_c, int classes, int count, bool vector) {
+    if (kVector && vector) {
+      const bool inside = lane_id() * V < count;
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        if (k >= classes) break;
+        uint4 v{0, 0, 0, 0};
+        if (inside) v = device::load_16(tile + k * stride_c + lane_id() * V);
+        copy_bits(x[k].words, &v, sizeof x[k].words);
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        if (k >= classes) break;
+        x[k].fill(0);
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const int at = place<V>(v, false);
+          if (at < count) x[k].set(v, widen<A>(device::load(tile + k * stride_c + at)));
+        }
+      }
+    }
+    fill_rest(classes);
+  }
+
+  // From one pixel's classes side by side, in shared or global memory.
+  template <class Load>
+  __device__ __forceinline__ void load_row(int classes, bool inside, const Load& load) {
+    static_assert(V == 1);
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (k >= classes) break;
+      x[k].set(0, inside ? widen<A>(load(k)) : A(0));
+    }
+    fill_rest(classes);
+  }
+
+  __device__ __forceinline__ void clear_ignored(const int32_t (&label)[V], int classes) {
+    bool ignored = false;
+#pragma unroll
+    for (int v = 0; v < V; ++v) ignored |= label[v] < 0;
+    if (!ignored) return;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (k >= classes) break;
+#pragma unroll
+      for (int v = 0; v < V; ++v)
+        if (label[v] < 0) x[k].set(v, 0);
+    }
+  }
+
+  // Between two passes over 16-bit logits: with a zero that the compiler does not know for one, it unpacks the words anew in
+  // each pass. Kept unpacked, they would take twice the registers, and memory for what does not fit.
+  __device__ __forceinline__ void forget(uint32_t zero) {
+    if constexpr (!kWide && V > 1) {
+#pragma unroll
+      for (int k = 0; k < K; ++k)
+#pragma unroll
+        for (int w = 0; w < Packed<T, V>::kWords; ++w) x[k].words[w] ^= zero;
+    }
+  }
+
+  __device__ __forceinline__ void largest(A (&most)[V]) const {
+#pragma unroll
+    for (int v = 0; v < V; ++v) most[v] = x[0].get(v);
+#pragma unroll
+    for (int k = 1; k < K; ++k)
+#pragma unroll
+      for (int v = 0; v < V; ++v) most[v] = larger(most[v], x[k].get(v));
+  }
+};
+
+}  // namespace segops::cuda::dice_ce

@@ -1,0 +1,23 @@
+// Launchers of the CUDA kernels as a binding sees them: no CUDA header and no torch.
+//
+// Pointers in the params are device pointers. Everything is queued on `stream` (a cudaStream_t); nothing waits for it.
+#pragma once
+#include "segops/dice_ce_loss.h"
+
+namespace segops::cuda {
+
+// Why a launch failed, or null.
+using Failure = const char*;
+
+// Device memory that the statistics of these inputs need besides their outputs.
+int64_t dice_ce_loss_scratch_bytes(const DiceCeLossInputs& in);
+Failure dice_ce_loss_statistics(const DiceCeLossStatistics& params, void* scratch, void* stream);
+Failure dice_ce_loss_value(const DiceCeLossValue& params, void* stream);
+Failure dice_ce_loss_backward(const DiceCeLossBackward& params, void* stream);
+
+// Adds a record of bad data to what the device has seen, one record for each on_bad (csrc/torch/bad_data.h); and moves what
+// it has seen to `out`.
+Failure note_bad_data(const BadData* record, int64_t on_bad, void* stream);
+Failure take_bad_data(BadData* out, int64_t on_bad, void* stream);
+
+}  // namespace segops::cuda

@@ -1,0 +1,55 @@
+"""The Triton backend: the operators of the namespace `segops_triton`.
+
+Triton is imported at the first call, not with segops. Whether kernels are compiled or interpreted is settled when
+Triton is imported: with TRITON_INTERPRET=1 they run, slowly, on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+#: Operators by the module of this package that implements them, as functions of the same name after the prefix.
+OPERATORS = {"dice_ce_loss": ("statistics", "value", "backward")}
+
+
+def register(library: torch.library.Library) -> None:
+    """Implement every operator of this backend in `library`, a fragment of its namespace that has their schemas."""
+    for op, functions in OPERATORS.items():
+        for function in functions:
+            for key in ("CPU", "CUDA"):
+                library.impl(f"{op}_{function}", _at_first_call(op, function), key)
+
+
+def _at_first_call(op: str, function: str) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"{__name__}.{op}"), function)(*args)
+
+    return call
+
+
+def interpreting() -> bool:
+    """Whether Triton's kernels are interpreted in this process (or will be, if Triton is not imported yet)."""
+    library = sys.modules.get("triton.language.standard")
+    if library is not None:
+        return type(library.sum).__name__ == "InterpretedFunction"
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def reason_unavailable(device_type: str) -> str | None:
+    """Why this backend cannot run on tensors of `device_type`, or None if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device_type == "cpu":
+        return (
+            None if interpreting() else "Triton runs CPU tensors only with TRITON_INTERPRET=1 set before it is imported"
+        )
+    if device_type == "cuda":
+        return None if torch.version.cuda is not None else "this torch has no CUDA"
+    return f"segops has no Triton kernels for device type {device_type!r}"

@@ -1,0 +1,107 @@
+"""Runs the kernels of dice_ce_loss with every tensor fenced: an access outside of one ends the process with SIGSEGV.
+
+The interpreter reads and writes plain memory, and most of what lies next to a tensor can be read without a trace. Here
+each tensor of a launch, outputs and partial sums included, is moved to where it ends exactly at a page that may not be
+touched, or begins exactly behind one.
+
+    python -m tests.triton.fenced after|before [planted bug]
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from segops.triton import _runtime
+from segops.triton import dice_ce_loss as op
+from tests.cases import make_logits, random_labels
+from tests.triton.direct import loss
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_PROT_NONE = 0
+
+
+class Fence:
+    """Memory between two pages that may not be touched; tensors lie at its end (`after`) or at its start."""
+
+    def __init__(self, after: bool) -> None:
+        self.after = after
+        self.maps: list[mmap.mmap] = []
+
+    def enclose(self, x: Tensor) -> Tensor:
+        """A copy of x, strides included, that owns not a byte more than its elements span."""
+        if x.numel() == 0:
+            return x
+        elements = 1 + sum((extent - 1) * stride for extent, stride in zip(x.shape, x.stride(), strict=True))
+        size = elements * x.element_size()
+        pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = mmap.mmap(-1, pages + 2 * mmap.PAGESIZE)
+        self.maps.append(memory)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        offset = mmap.PAGESIZE + (pages - size if self.after else 0)
+        flat = torch.frombuffer((ctypes.c_byte * size).from_address(start + offset), dtype=x.dtype)
+        flat.copy_(x.as_strided((elements,), (1,), x.storage_offset()))
+        for page in (start, start + mmap.PAGESIZE + pages):
+            if _libc.mprotect(page, mmap.PAGESIZE, _PROT_NONE):
+                raise OSError(ctypes.get_errno(), "mprotect")
+        return flat.as_strided(x.shape, x.stride(), 0)
+
+
+def fence_launches(after: bool, planted: str | None) -> list[str]:
+    """From now on fence each launch; returns the list to which their kernels' names are added."""
+    launched: list[str] = []
+
+    def launch(kernel: Any, programs: int, like: Tensor, *args: Any, **options: Any) -> None:
+        launched.append(kernel.__name__)
+        fence = Fence(after)
+        fenced = [fence.enclose(a) if isinstance(a, Tensor) else a for a in args]
+        if planted in kernel.arg_names:
+            fenced[kernel.arg_names.index(planted)] += 1
+        _runtime.launch(kernel, programs, like, *fenced, **options)
+        for outside, inside in zip(args, fenced, strict=True):
+            if isinstance(outside, Tensor) and 0 not in outside.stride():  # expanded tensors are inputs
+                outside.copy_(inside)
+
+    op.launch = launch
+    return launched
+
+
+@triton.jit
+def planted_kernel(x, OFFSET: tl.constexpr):
+    lanes = tl.arange(0, 16)
+    tl.load(x + lanes + OFFSET, mask=lanes < 10, other=0.0)
+
+
+def main(side: str, planted: str | None = None) -> None:
+    if planted in ("neighbour", "none"):
+        offset = 0 if planted == "none" else 1 if side == "after" else -1
+        fence = Fence(side == "after")
+        _runtime.launch(planted_kernel, 1, torch.empty(0), fence.enclose(torch.zeros(10)), offset)
+        return
+    launched = fence_launches(side == "after", planted)
+    dtypes = ((torch.float32, torch.int64), (torch.bfloat16, torch.uint8), (torch.float64, torch.int16))
+    layouts = ("contiguous", "channels_last", "channels_last_channel_slice", "expanded")
+    turn = 0
+    for classes, spatial in ((5, (7, 11)), (3, (1,)), (19, (1100,)), (66, (5, 13))):
+        for dtype, labels in dtypes:
+            weights = {"weight": torch.rand(classes), "pixel_weight": torch.rand(2, *spatial)}
+            for options in ({}, {"label_smoothing": 0.1, "dice_class_weight": torch.rand(classes), **weights}):
+                turn += 1
+                logits = make_logits((2, classes, *spatial), dtype, layouts[turn % len(layouts)])
+                target = random_labels((2, *spatial), classes, labels, ignore_index=100)
+                target.view(2, -1)[-1, -1] = 99  # a bad label, in the last place
+                loss(logits.requires_grad_(), target, ignore_index=100, **options).backward()
+            op.statistics(logits.detach(), target, None, None, 100, 0.0, True, True, True, True, 0)
+    print(*sorted(set(launched)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
