@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def pixel_stride(x: Tensor) -> int | None:
-    """The stride between pixels of x [N, C, *spatial]: 1 is planar, more is channels last; None: kernels need a copy."""
+    """The stride between pixels of x [N, C, *spatial]: 1 is planar, more is channels last, None needs a copy."""
     innermost, expected = None, 0
     for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
         if size == 1:

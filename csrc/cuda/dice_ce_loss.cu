@@ -9,24 +9,17 @@
 
 namespace segops::cuda::dice_ce {
 
-// What a thread adds up for one class at its targets.
-template <class A>
-struct alignas(2 * sizeof(A)) AtTarget {
-  A prob, count;
-};
-
 // Offsets into dynamic shared memory.
 template <class T, bool kRows>
 struct ForwardShared {
   using A = AccumulatorOf<T>;
   static constexpr int kTile = device::kWarp * kOwned<T, kRows>, kWarps = kThreads<T> / device::kWarp;
-  int columns, probs, weights, sums, labels, values, rows, confusion, bytes;
+  int columns, weights, sums, labels, values, rows, confusion, bytes;
 
   SEGOPS_HOST_DEVICE ForwardShared(const DiceCeLossInputs& in, bool with_confusion) {
     const int64_t c = in.classes;
     Parts parts;
-    columns = parts.take(c * kThreads<T> * sizeof(AtTarget<A>));
-    probs = parts.take(c * kThreads<T> * sizeof(A));
+    columns = parts.take(3 * c * kThreads<T> * sizeof(A));
     weights = parts.take(c * sizeof(A));
     sums = parts.take(kWarps * 2 * 8);
     labels = parts.take(kWarps * kTile * 4);
@@ -75,8 +68,10 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
   const Chunk chunk(in, plan, blockIdx.x);
   const ForwardShared<T, kRows> at(in, p.confusion != nullptr);
   DYNAMIC_SHARED(unsigned char, shared);
-  AtTarget<A>* const columns = reinterpret_cast<AtTarget<A>*>(shared + at.columns);
-  A* const probs = reinterpret_cast<A*>(shared + at.probs);
+  // I, P and T of this thread: class c at c * kThreads.
+  A* const at_target = reinterpret_cast<A*>(shared + at.columns) + thread;
+  A* const probs = at_target + classes * kThreads<T>;
+  A* const counts = probs + classes * kThreads<T>;
   A* const class_weight = reinterpret_cast<A*>(shared + at.weights);
   double* const sums = reinterpret_cast<double*>(shared + at.sums);
   int32_t* const labels = reinterpret_cast<int32_t*>(shared + at.labels) + warp * kTile;
@@ -84,10 +79,7 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
   unsigned* const confusion = reinterpret_cast<unsigned*>(shared + at.confusion);
   const RowTile<T, K> rows{shared + at.rows + warp * RowLayout(classes, sizeof(T)).tile(), RowLayout(classes, sizeof(T))};
 
-  for (int c = 0; c < classes; ++c) {
-    columns[c * kThreads<T> + thread] = {0, 0};
-    probs[c * kThreads<T> + thread] = 0;
-  }
+  for (int c = 0; c < 3 * classes; ++c) at_target[c * kThreads<T>] = 0;
   A weights = 0;
   for (int c = 0; c < classes; ++c) weights += in.weight ? static_cast<A>(device::load(in.weight + c)) : A(1);
   for (int c = thread; c < classes; c += kThreads<T>)
@@ -147,9 +139,8 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
       share_sum += share;
       if (p.ce_map) values[place<V>(v, access.vector)] = loss;
       if (valid && p.overlap) {
-        AtTarget<A>& target = columns[pixels.label[v] * kThreads<T> + thread];
-        target.prob += exponential<T>(own[v]) * inverse;
-        target.count += 1;
+        at_target[pixels.label[v] * kThreads<T>] += exponential<T>(own[v]) * inverse;
+        counts[pixels.label[v] * kThreads<T>] += 1;
       }
       sum[v] = valid ? inverse : A(0);
     }
@@ -174,11 +165,11 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
         const A prob = e * sum[v];
         total += in.squared ? prob * prob : prob;
       }
-      probs[k * kThreads<T> + thread] += total;
+      probs[k * kThreads<T>] += total;
     }
   }
 
-  // The chunk's sums, in a fixed order: a warp a class, and the cross-entropy over the warps.
+  // The chunk's sums, in a fixed order: a warp a sum, and the cross-entropy over the warps.
   SHARED_ARRAY(BadData, bad_of_warp, kWarps);
   loss_sum = warp_sum(loss_sum);
   share_sum = warp_sum(share_sum);
@@ -190,21 +181,12 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
   }
   SYNC_THREADS();
   double* const out = partial.sums + blockIdx.x * (3 * in.classes + 2);
-  for (int c = warp; p.overlap && c < classes; c += kWarps) {
-    A at_target = 0, prob = 0, count = 0;
-    for (int i = c * kThreads<T> + lane_id(); i < (c + 1) * kThreads<T>; i += device::kWarp) {
-      at_target += columns[i].prob;
-      prob += probs[i];
-      count += columns[i].count;
-    }
-    at_target = warp_sum(at_target);
-    prob = warp_sum(prob);
-    count = warp_sum(count);
-    if (lane_id() == 0) {
-      out[c] = static_cast<double>(at_target);
-      out[classes + c] = static_cast<double>(prob);
-      out[2 * classes + c] = static_cast<double>(count);
-    }
+  const A* const columns = reinterpret_cast<const A*>(shared + at.columns);
+  for (int c = warp; p.overlap && c < 3 * classes; c += kWarps) {
+    A total = 0;
+    for (int i = lane_id(); i < kThreads<T>; i += device::kWarp) total += columns[c * kThreads<T> + i];
+    total = warp_sum(total);
+    if (lane_id() == 0) out[c] = static_cast<double>(total);
   }
   if (thread == 0) {
     for (int w = 1; w < kWarps; ++w) {

@@ -185,7 +185,7 @@ template <class T, bool kRows>
 struct BackwardSweepShared {
   using A = AccumulatorOf<T>;
   static constexpr int kTile = device::kWarp * kOwned<T, kRows>;
-  int tables, most, total, dot, target, labels, values, bytes;
+  int tables, most, total, dot, target, labels, values, rows, bytes;
 
   SEGOPS_HOST_DEVICE explicit BackwardSweepShared(const DiceCeLossInputs& in) {
     Parts parts;
@@ -196,6 +196,7 @@ struct BackwardSweepShared {
     target = parts.take(kTile * sizeof(A));
     labels = parts.take(kTile * 4);
     values = parts.take(kTile * sizeof(A));
+    rows = parts.take(staged_bytes<T, kRows>(in));
     bytes = parts.bytes;
   }
 };
@@ -206,7 +207,7 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
   using A = AccumulatorOf<T>;
   constexpr int V = kOwned<T, kRows>, kTile = device::kWarp * V;
   const DiceCeLossInputs& in = p.in;
-  const int classes = static_cast<int>(in.classes), warp = warp_id();
+  const int classes = static_cast<int>(in.classes), thread = static_cast<int>(threadIdx.x), warp = warp_id();
   const Chunk chunk(in, plan, blockIdx.x);
   const BackwardSweepShared<T, kRows> at(in);
   DYNAMIC_SHARED(unsigned char, shared);
@@ -216,6 +217,8 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
   A* const values = reinterpret_cast<A*>(shared + at.values);
   const T* const image = static_cast<const T*>(in.logits) + chunk.image * in.stride_n;
   T* const grad_image = static_cast<T*>(p.grad_logits) + chunk.image * p.grad_stride_n;
+  const RowLayout layout(classes, sizeof(T));
+  const bool stages = kRows && access.vector && staged_bytes<T, kRows>(in) > 0;
   BadData bad{0, 0, 0};
 
   for (int first = 0; first < chunk.count; first += kTile) {
@@ -224,6 +227,9 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
     T* const grad_tile = grad_image + (chunk.begin + first) * p.grad_stride_s;
     SYNC_THREADS();  // the tables are there, and the tile before has been read
     for (int v = warp; v < V; v += kSweepWarps) Pixels<A, V>::fetch(in, chunk, first, v, labels, values, bad);
+    const bool through = stages && rest == kTile;
+    if (through) stage(tile, shared + at.rows, layout, thread, kSweepThreads);
+    unsigned char* const row = through ? shared + at.rows + lane_id() * layout.stride : nullptr;
     SYNC_THREADS();
     Pixels<A, V> pixels;
     pixels.take(labels, values, access.vector);
@@ -233,7 +239,7 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
 #pragma unroll
     for (int v = 0; v < V; ++v) dot[v] = 0;
     for_each_group(classes, [&](int c, int group) {
-      Held<T, kGroup, V> held = load_group<T, kRows>(in, tile, c, group, rest, access.vector);
+      Held<T, kGroup, V> held = load_group<T, kRows>(in, tile, c, group, rest, access.vector, row);
       held.clear_ignored(pixels.label, group);
       A most[V];
       held.largest(most);
@@ -268,7 +274,7 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
       target[v] = of.q;
     }
     for_each_group(classes, [&](int c, int group) {
-      Held<T, kGroup, V> held = load_group<T, kRows>(in, tile, c, group, rest, access.vector);
+      Held<T, kGroup, V> held = load_group<T, kRows>(in, tile, c, group, rest, access.vector, row);
       held.clear_ignored(pixels.label, group);
 #pragma unroll
       for (int k = 0; k < kGroup; ++k) {
@@ -281,10 +287,19 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
         }
         if constexpr (!kRows)
           store_plane(held.x[k], grad_tile + (c + k) * p.grad_stride_c, rest, access.vector);
-        else if (lane_id() < rest)
+        else if (through && !whole_pieces<T>(classes))
+          reinterpret_cast<T*>(row)[c + k] = narrow<T>(held.x[k].get(0));
+        else if (!through && lane_id() < rest)
           grad_tile[lane_id() * p.grad_stride_s + c + k] = narrow<T>(held.x[k].get(0));
       }
+      if constexpr (kRows)
+        if (through && whole_pieces<T>(classes))
+          held.store_pieces(reinterpret_cast<uint4*>(reinterpret_cast<T*>(row) + c), group);
     });
+    if (through) {
+      SYNC_THREADS();  // all groups are there
+      unstage(grad_tile, shared + at.rows, layout, thread, kSweepThreads);
+    }
   }
 }
 

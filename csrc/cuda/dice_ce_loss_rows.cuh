@@ -20,21 +20,40 @@ struct RowLayout {
   SEGOPS_HOST_DEVICE int tile() const { return device::kWarp * stride; }
 };
 
+// Calls body(offset in memory, offset in shared memory) for the pieces of 16 bytes of a full tile, dealt out to `threads`.
+template <class Body>
+__device__ __forceinline__ void for_each_piece(const RowLayout& layout, int thread, int threads, const Body& body) {
+  const int pieces = device::kWarp * layout.bytes / 16;
+  for (int q = thread; q < pieces; q += threads) {
+    int at = q * 16;
+    if (layout.stride != layout.bytes) at = q / (layout.bytes / 16) * layout.stride + q % (layout.bytes / 16) * 16;
+    body(q * 16, at);
+  }
+}
+
+// A full tile to shared memory and back. A barrier of those threads must come before `stage`, and between it and reading.
+template <class T>
+__device__ __forceinline__ void stage(const T* tile, unsigned char* shared, const RowLayout& layout, int thread,
+                                      int threads) {
+  for_each_piece(layout, thread, threads, [&](int from, int to) {
+    device::cp_async_16(shared + to, reinterpret_cast<const unsigned char*>(tile) + from);
+  });
+  device::cp_async_commit();
+  device::cp_async_wait<0>();
+}
+
+template <class T>
+__device__ __forceinline__ void unstage(T* tile, const unsigned char* shared, const RowLayout& layout, int thread,
+                                        int threads) {
+  for_each_piece(layout, thread, threads, [&](int to, int from) {
+    device::store_16(reinterpret_cast<unsigned char*>(tile) + to, *reinterpret_cast<const uint4*>(shared + from));
+  });
+}
+
 template <class T, int K>
 struct RowTile {
   unsigned char* shared;  // of this warp
   RowLayout layout;
-
-  // Calls body(offset in memory, offset in shared memory) for this lane's pieces of 16 bytes of a full tile.
-  template <class Body>
-  __device__ __forceinline__ void for_each_piece(const Body& body) const {
-    const int pieces = device::kWarp * layout.bytes / 16;
-    for (int q = lane_id(); q < pieces; q += device::kWarp) {
-      int at = q * 16;
-      if (layout.stride != layout.bytes) at = q / (layout.bytes / 16) * layout.stride + q % (layout.bytes / 16) * 16;
-      body(q * 16, at);
-    }
-  }
 
   __device__ __forceinline__ unsigned char* row() const { return shared + lane_id() * layout.stride; }
 
@@ -47,28 +66,14 @@ struct RowTile {
       return;
     }
     SYNC_WARP();  // the tile before has left
-    for_each_piece(
-        [&](int from, int to) { device::cp_async_16(shared + to, reinterpret_cast<const unsigned char*>(tile) + from); });
-    device::cp_async_commit();
-    device::cp_async_wait<0>();
+    stage(tile, shared, layout, lane_id(), device::kWarp);
     SYNC_WARP();
     if (layout.bytes % 16 != 0) {
       const T* own = reinterpret_cast<const T*>(row());
       held.load_row(classes, true, [&](int k) { return own[k]; });
       return;
     }
-    constexpr int kPiece = 16 / static_cast<int>(sizeof(T));
-    const uint4* own = reinterpret_cast<const uint4*>(row());
-#pragma unroll
-    for (int k = 0; k < K; k += kPiece) {
-      if (k >= classes) break;
-      const uint4 v = own[k / kPiece];
-      T piece[kPiece];
-      copy_bits(piece, &v, 16);
-#pragma unroll
-      for (int j = 0; j < kPiece; ++j) held.x[k + j].set(0, widen<AccumulatorOf<T>>(piece[j]));
-    }
-    held.fill_rest(classes);
+    held.load_pieces(reinterpret_cast<const uint4*>(row()), classes);
   }
 
   // Writes what is in `held`.
@@ -87,21 +92,10 @@ struct RowTile {
       for (int k = 0; k < K; ++k)
         if (k < classes) own[k] = narrow<T>(held.x[k].get(0));
     } else {
-      constexpr int kPiece = 16 / static_cast<int>(sizeof(T));
-      uint4* own = reinterpret_cast<uint4*>(row());
-#pragma unroll
-      for (int k = 0; k < K; k += kPiece) {
-        if (k >= classes) break;
-        T piece[kPiece];
-#pragma unroll
-        for (int j = 0; j < kPiece; ++j) piece[j] = narrow<T>(held.x[k + j].get(0));
-        copy_bits(own + k / kPiece, piece, 16);
-      }
+      held.store_pieces(reinterpret_cast<uint4*>(row()), classes);
     }
     SYNC_WARP();
-    for_each_piece([&](int to, int from) {
-      device::store_16(reinterpret_cast<unsigned char*>(tile) + to, *reinterpret_cast<const uint4*>(shared + from));
-    });
+    unstage(tile, shared, layout, lane_id(), device::kWarp);
   }
 };
 

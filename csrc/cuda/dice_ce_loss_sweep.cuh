@@ -4,7 +4,7 @@
 // warp's maximum and sum of exponentials, online (Milakov and Gimelshein, "Online normalizer calculation for softmax",
 // 2018), a rescaling a group; the warps' results are put together in shared memory; the second sweep uses them.
 #pragma once
-#include "dice_ce_loss_tile.cuh"
+#include "dice_ce_loss_rows.cuh"
 
 namespace segops::cuda::dice_ce {
 
@@ -17,30 +17,39 @@ __device__ __forceinline__ void for_each_group(int classes, const Body& body) {
     body(c, classes - c < kGroup ? classes - c : kGroup);
 }
 
-// A group's logits of this lane's pixels. `tile` begins at class 0 of the tile's first pixel and has `count` pixels.
+// Channels last: a full tile goes through shared memory, up to this size; what is larger, or the end of an image, is read
+// where it is, a row a lane.
+constexpr int kMostStaged = 64 * 1024;
+
+template <class T, bool kRows>
+SEGOPS_HOST_DEVICE inline int staged_bytes(const DiceCeLossInputs& in) {
+  const int64_t bytes = kRows ? device::kWarp * (in.classes * static_cast<int64_t>(sizeof(T)) + 16) : 0;
+  return bytes <= kMostStaged ? static_cast<int>(bytes) : 0;
+}
+
+// Whether rows, and with them groups, are whole pieces of 16 bytes.
+template <class T>
+__device__ __forceinline__ bool whole_pieces(int64_t classes) {
+  return classes * static_cast<int64_t>(sizeof(T)) % 16 == 0;
+}
+
+// A group's logits of this lane's pixels. `tile` begins at class 0 of the tile's first pixel and has `count` pixels;
+// `staged` is this lane's row in shared memory, or null.
 template <class T, bool kRows>
 __device__ __forceinline__ Held<T, kGroup, kOwned<T, kRows>> load_group(const DiceCeLossInputs& in, const T* tile, int c,
-                                                                        int group, int count, bool vector) {
+                                                                        int group, int count, bool vector,
+                                                                        const unsigned char* staged) {
   Held<T, kGroup, kOwned<T, kRows>> held;
   if constexpr (!kRows) {
     held.load_planes(tile + c * in.stride_c, in.stride_c, group, count, vector);
   } else {
-    constexpr int kPiece = 16 / static_cast<int>(sizeof(T));
-    const T* own = tile + lane_id() * in.stride_s + c;
-    const bool inside = lane_id() < count;
-    if (vector && in.stride_s * static_cast<int64_t>(sizeof(T)) % 16 == 0 && group == kGroup) {
-#pragma unroll
-      for (int k = 0; k < kGroup; k += kPiece) {
-        uint4 v{0, 0, 0, 0};
-        if (inside) v = device::load_16(own + k);
-        T piece[kPiece];
-        copy_bits(piece, &v, 16);
-#pragma unroll
-        for (int j = 0; j < kPiece; ++j) held.x[k + j].set(0, widen<AccumulatorOf<T>>(piece[j]));
-      }
-    } else {
-      held.load_row(group, inside, [&](int k) { return device::load(own + k); });
-    }
+    const T* own = staged ? reinterpret_cast<const T*>(staged) + c : tile + lane_id() * in.stride_s + c;
+    if (staged && whole_pieces<T>(in.classes))
+      held.load_pieces(reinterpret_cast<const uint4*>(own), group);
+    else if (staged)
+      held.load_row(group, true, [&](int k) { return own[k]; });
+    else
+      held.load_row(group, lane_id() < count, [&](int k) { return device::load(own + k); });
   }
   return held;
 }
@@ -107,7 +116,7 @@ template <class T, bool kRows>
 struct ForwardSweepShared {
   using A = AccumulatorOf<T>;
   static constexpr int kTile = device::kWarp * kOwned<T, kRows>;
-  int sums, most, total, own, labels, values, best, winner, bytes;
+  int sums, most, total, own, labels, values, best, winner, rows, bytes;
 
   SEGOPS_HOST_DEVICE ForwardSweepShared(const DiceCeLossInputs& in, bool with_confusion) {
     Parts parts;
@@ -119,6 +128,7 @@ struct ForwardSweepShared {
     values = parts.take(kTile * sizeof(A));
     best = parts.take(with_confusion ? kSweepWarps * kTile * sizeof(A) : 0);
     winner = parts.take(with_confusion ? kSweepWarps * kTile * 4 : 0);
+    rows = parts.take(staged_bytes<T, kRows>(in));
     bytes = parts.bytes;
   }
 };
@@ -147,6 +157,9 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
   A* const all_best = reinterpret_cast<A*>(shared + at.best);
   int32_t* const all_winner = reinterpret_cast<int32_t*>(shared + at.winner);
 
+  const RowLayout layout(classes, sizeof(T));
+  const bool stages = kRows && access.vector && staged_bytes<T, kRows>(in) > 0;
+
   for (int i = thread; i < 3 * classes; i += kSweepThreads) sums[i] = 0;
   A weights = 0;
   for (int c = 0; c < classes; ++c) weights += in.weight ? static_cast<A>(device::load(in.weight + c)) : A(1);
@@ -162,6 +175,9 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
     const T* const tile = image + (chunk.begin + first) * in.stride_s;
     SYNC_THREADS();  // the tile before has been read
     for (int v = warp; v < V; v += kSweepWarps) Pixels<A, V>::fetch(in, chunk, first, v, labels, values, bad);
+    const bool through = stages && rest == kTile;
+    if (through) stage(tile, shared + at.rows, layout, thread, kSweepThreads);
+    const unsigned char* const row = through ? shared + at.rows + lane_id() * layout.stride : nullptr;
     SYNC_THREADS();
     Pixels<A, V> pixels;
     pixels.take(labels, values, access.vector);
@@ -175,7 +191,7 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
       winner[v] = warp * kGroup < classes ? warp * kGroup : classes;
     }
     for_each_group(classes, [&](int c, int group) {
-      Held<T, kGroup, V> held = load_group<T, kRows>(in, tile, c, group, rest, access.vector);
+      Held<T, kGroup, V> held = load_group<T, kRows>(in, tile, c, group, rest, access.vector, row);
       held.clear_ignored(pixels.label, group);
       A most[V];
       held.largest(most);
@@ -211,7 +227,7 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
       weighted[v] = 0;
     }
     for_each_group(classes, [&](int c, int group) {
-      Held<T, kGroup, V> held = load_group<T, kRows>(in, tile, c, group, rest, access.vector);
+      Held<T, kGroup, V> held = load_group<T, kRows>(in, tile, c, group, rest, access.vector, row);
       held.clear_ignored(pixels.label, group);
       A prob_sum[kGroup] = {}, target_sum[kGroup] = {}, target_count[kGroup] = {};
       bool here = false;

@@ -203,6 +203,7 @@ struct Held {
   // Whether what is derived from a logit can take its place without being rounded.
   static constexpr bool kWide = sizeof(A) == sizeof(T);
   static constexpr bool kVector = V * sizeof(T) == 16;
+  static constexpr int kPiece = 16 / static_cast<int>(sizeof(T));
   Packed<T, V> x[K];
 
   __device__ __forceinline__ void fill_rest(int classes) {
@@ -247,6 +248,32 @@ struct Held {
       x[k].set(0, inside ? widen<A>(load(k)) : A(0));
     }
     fill_rest(classes);
+  }
+
+  // The same, 16 bytes at a time: `classes` fill whole pieces.
+  __device__ __forceinline__ void load_pieces(const uint4* own, int classes) {
+    static_assert(V == 1);
+#pragma unroll
+    for (int k = 0; k < K; k += kPiece) {
+      if (k >= classes) break;
+      T piece[kPiece];
+      copy_bits(piece, own + k / kPiece, 16);
+#pragma unroll
+      for (int j = 0; j < kPiece; ++j) x[k + j].set(0, widen<A>(piece[j]));
+    }
+    fill_rest(classes);
+  }
+
+  __device__ __forceinline__ void store_pieces(uint4* own, int classes) const {
+    static_assert(V == 1);
+#pragma unroll
+    for (int k = 0; k < K; k += kPiece) {
+      if (k >= classes) break;
+      T piece[kPiece];
+#pragma unroll
+      for (int j = 0; j < kPiece; ++j) piece[j] = narrow<T>(x[k + j].get(0));
+      copy_bits(own + k / kPiece, piece, 16);
+    }
   }
 
   __device__ __forceinline__ void clear_ignored(const int32_t (&label)[V], int classes) {
