@@ -14,7 +14,7 @@ RESULTS := benchmarks/results
 BENCH := $(BIN)/python -m pytest benchmarks --benchmark-json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build bench bench-recycled bench-default lint arm64 clean
+.PHONY: help demo test build bench bench-recycled bench-default lint traffic sass mutants triton gpu arm64 clean
 
 help:
 	@echo "make demo    train a small U-Net on scenes of digits (about two minutes) and time the operators here"
@@ -22,6 +22,11 @@ help:
 	@echo "make build   build the libraries into segops/"
 	@echo "make bench   time segops against PyTorch and its peers, in both allocator regimes"
 	@echo "make lint    ruff, clang-format and mypy"
+	@echo "make traffic bytes that the CUDA kernels move and bank conflicts, counted on the host, against the floor"
+	@echo "make sass    registers, spills and instructions of the CUDA and Triton kernels, against limits"
+	@echo "make mutants plant bugs into the CUDA kernels: each must be caught (minutes)"
+	@echo "make triton  all operator tests in Triton's interpreter, not a share (half an hour)"
+	@echo "make gpu     on a GPU: all tests, compute-sanitizer and benchmarks, into one report folder"
 	@echo "make arm64   compile the CPU kernels for arm64 and run them in an emulator"
 
 $(VENV)/.torch:
@@ -68,6 +73,13 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	git ls-files 'csrc/*' 'tests/csrc/*' | grep -E '\.(h|cpp|cu|cuh)$$' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
+
+# The ladder of device code: tests/ladder/README.md.
+traffic sass mutants gpu: $(VENV)/.test
+	$(BIN)/python -m tests.ladder.$@
+
+triton: $(VENV)/.test
+	$(BIN)/python -m pytest tests/ops -k triton --every-triton-case
 
 # The CPU kernels cross-compiled and run in an emulator (Debian: g++-aarch64-linux-gnu, qemu-user).
 arm64: $(VENV)/.test

@@ -165,15 +165,18 @@ def test_every_file_of_an_op_exists(op):
     for path in (
         f"csrc/include/segops/{op}.h",
         f"csrc/cpu/{op}.cpp",
+        f"csrc/cuda/{op}.cu",
         f"csrc/torch/{op}.cpp",
         f"segops/ops/{op}.py",
         f"segops/reference/{op}.py",
+        f"segops/triton/{op}.py",
         f"tests/ops/test_{op}.py",
         f"benchmarks/bench_{op}.py",
     ):
         assert (ROOT / path).is_file(), path
     cmake = (ROOT / "CMakeLists.txt").read_text()
     assert f"csrc/cpu/{op}.cpp" in cmake
+    assert f"csrc/cuda/{op}.cu" in cmake
     assert f"csrc/torch/{op}.cpp" in cmake
     assert op in segops.__all__
 
