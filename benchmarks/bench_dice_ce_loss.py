@@ -60,10 +60,12 @@ def smp() -> Callable[..., Tensor]:
     return lambda logits, target: dice(logits, target) + F.cross_entropy(logits, target)
 
 
-def contenders() -> list[Contender]:
+def contenders(device: str) -> list[Contender]:
     reference = partial(segops.dice_ce_loss, backend="reference")
+    triton = Contender("segops, Triton", partial(segops.dice_ce_loss, backend="triton"), group="segops")
     return [
         Contender("segops", segops.dice_ce_loss),
+        *([triton] if device == "cuda" else []),
         Contender("eager", as_users_write_it, "contiguous"),
         Contender("eager, channels_last", as_users_write_it, "channels_last"),
         Contender("leanest eager", leanest_eager, "contiguous"),
@@ -81,10 +83,10 @@ def contenders() -> list[Contender]:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_dice_ce_loss(case: Case, direction: str, race: Callable[..., None]) -> None:
+def test_dice_ce_loss(case: Case, direction: str, race: Callable[..., None], bench_device: str) -> None:
     n, c, *spatial = case.shape
-    logits = make_logits(case.shape, case.dtype, case.layout)
-    target = coherent_labels((n, *spatial), c)
+    logits = make_logits(case.shape, case.dtype, case.layout, device=bench_device)
+    target = coherent_labels((n, *spatial), c).to(bench_device)
     # Backward reads logits and target again and writes the gradient.
     forward, again = logits.nbytes + target.nbytes, 2 * logits.nbytes
     trains = direction == "forward_backward"
@@ -92,11 +94,11 @@ def test_dice_ce_loss(case: Case, direction: str, race: Callable[..., None]) -> 
         case,
         direction,
         (logits, target),
-        contenders(),
+        contenders(bench_device),
         reference=partial(segops.dice_ce_loss, backend="reference"),
         own=as_users_write_it,
         floor_bytes=forward + again * trains,
         moved_bytes=forward + (again + target.nbytes) * trains,
-        goals=GOALS.get((case, direction)),
+        goals=GOALS.get((case, direction)) if bench_device == "cpu" else None,
         memory_goal=logits.nbytes + 4 * target.numel() + SMALL_TENSORS if trains else None,
     )

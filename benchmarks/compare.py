@@ -47,12 +47,17 @@ def regime(run: dict[str, Any]) -> str:
     return run["machine_info"]["segops"]["regime"]
 
 
+def title(run: dict[str, Any]) -> str:
+    """The allocator regime on the CPU, or the device."""
+    return regime(run) if "gpu" in run["machine_info"]["segops"] else f"{regime(run)} allocator"
+
+
 def report(run: dict[str, Any]) -> str:
     """The tables of one run, one operator after the other, and the line that says what they were measured on."""
     parts = []
     for op in dict.fromkeys(b["extra_info"]["op"] for b in run["benchmarks"]):
         records = [b["extra_info"] for b in run["benchmarks"] if b["extra_info"]["op"] == op]
-        parts += [f"### {op}, {regime(run)} allocator", ratio_table(records)]
+        parts += [f"### {op}, {title(run)}", ratio_table(records)]
         parts += [absences(records), traffic_table(records), memory_table(records)]
     if found := goals(run):
         parts += ["Goals:", table(Goal._fields, found)]
@@ -78,9 +83,13 @@ def traffic_table(records: Iterable[dict[str, Any]]) -> str:
     for record in records:
         if record["copy_bandwidth"]:
             floor, moved, copied = (record[key] for key in ("floor_bytes", "moved_bytes", "copy_bandwidth"))
-            reached = floor / record["contenders"][SEGOPS]["median"]
-            numbers = [number(n) for n in (floor / 1e6, moved / 1e6, reached / 1e9, copied / 1e9)]
-            rows.append([*place(record), *numbers, f"{record['floor_fraction']:.0%}"])
+            for name, contender in record["contenders"].items():
+                if contender["group"] == SEGOPS and "median" in contender:
+                    reached = floor / contender["median"]
+                    numbers = [number(n) for n in (floor / 1e6, moved / 1e6, reached / 1e9, copied / 1e9)]
+                    where, direction = place(record)
+                    where += name.removeprefix(SEGOPS)
+                    rows.append([where, direction, *numbers, f"{reached / copied:.0%}"])
     if not rows:
         return ""
     header = ("case", "direction", "floor MB", "moved MB", "floor GB/s", "copy GB/s", "fraction of the floor reached")
@@ -155,10 +164,11 @@ def old_and_new(old: dict[str, Any], new: dict[str, Any]) -> str:
 def provenance(run: dict[str, Any]) -> str:
     machine, here, commit = run["machine_info"], run["machine_info"]["segops"], run["commit_info"]
     cpu = machine.get("cpu", {})
+    device = f"{here['gpu']}; " if "gpu" in here else ""
     clock = f" at {cpu['hz_actual_friendly']}" if "hz_actual_friendly" in cpu else ""
     versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
     return (
-        f"Regime: {here['regime']}; {cpu.get('brand_raw', machine['machine'])}{clock}, {here['cores']} cores, "
+        f"Regime: {here['regime']}; {device}{cpu.get('brand_raw', machine['machine'])}{clock}, {here['cores']} cores, "
         f"governor {here['governor'] or 'unknown'}, load before {here['load']:.1f}; {here['threads']} threads; "
         f"segops kernels {here['isa']} by {here['compiler']}; {versions}, Python {machine['python_version']}; "
         f"commit {commit['id'][:12]}{' (modified)' if commit.get('dirty') else ''}; {run['datetime'][:10]}."

@@ -51,7 +51,7 @@ def regime(environ: Mapping[str, str] = os.environ) -> str:
     return found
 
 
-def describe() -> dict[str, Any]:
+def describe(device: str = "cpu") -> dict[str, Any]:
     """What pytest-benchmark does not record by itself; goes into `machine_info` of the JSON.
 
     Called before the first benchmark, so that the load is that of others.
@@ -59,7 +59,7 @@ def describe() -> dict[str, Any]:
     from segops import _native
 
     return {
-        "regime": regime(),
+        "regime": regime() if device == "cpu" else device,
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "isa": _native.cpu_isa(),
@@ -68,7 +68,17 @@ def describe() -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "libc": " ".join(platform.libc_ver()),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
-    }
+    } | ({"gpu": _gpu()} if device == "cuda" else {})
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    found = torch.cuda.get_device_properties(0)
+    return (
+        f"{found.name} (sm_{found.major}{found.minor}, {found.multi_processor_count} multiprocessors, "
+        f"{found.total_memory / 2**30:.0f} GiB, L2 {found.L2_cache_size >> 20} MiB), CUDA {torch.version.cuda}"
+    )
 
 
 def _governor() -> str | None:

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -26,8 +27,10 @@ DIRECTIONS = ("forward", "forward_backward")
 MAX_LAPS = 200
 #: A sample lasts at least this long: a contender faster than that is called several times per sample.
 SAMPLE_SECONDS = 5e-3
-#: Copied for the bandwidth in every lap; larger than any last-level cache in sight.
-COPY_BYTES = 128 << 20
+#: Copied for the bandwidth in every lap, by device; larger than any last-level cache in sight.
+COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
+#: Written on a device before every call, so that the call before leaves nothing in the second-level cache.
+FLUSH_BYTES = 256 << 20
 #: Below this traffic a case may live in a cache, and a fraction of the memory bandwidth means nothing.
 MIN_STREAM_BYTES = 32 << 20
 
@@ -153,14 +156,18 @@ def race(
     if benchmark.disabled:
         benchmark.pedantic(lambda: None)
         return
+    device = inputs[0].device.type
     for name, call in calls.items():
-        records[name] |= {"peak_bytes": memory.peak_allocated(call), "peak_resident_bytes": memory.peak_resident(call)}
+        records[name] |= {
+            "peak_bytes": memory.peak_allocated(call, device),
+            "peak_resident_bytes": memory.peak_resident(call) if device == "cpu" else None,
+        }
     streams = floor_bytes >= MIN_STREAM_BYTES
-    samples = laps(calls | ({"copy": _copy()} if streams else {}), effort)
+    samples = laps(calls | ({"copy": _copy(device)} if streams else {}), effort, device)
     segops = contenders[0].name
     for name in calls:
         records[name] |= _summary(samples[name], samples[segops])
-    bandwidth = 2 * COPY_BYTES / statistics.median(samples["copy"]) if streams else None
+    bandwidth = 2 * COPY_BYTES[device] / statistics.median(samples["copy"]) if streams else None
     benchmark.extra_info.update(
         op=case.op,
         shape=list(case.shape),
@@ -181,9 +188,10 @@ def race(
     replay_clock.replay(benchmark, samples[segops])
 
 
-def laps(calls: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str, list[float]]:
+def laps(calls: Mapping[str, Callable[[], object]], effort: Effort, device: str = "cpu") -> dict[str, list[float]]:
     """Seconds per call, by name, one sample of each in every lap."""
-    repeats = {name: _repeats(call) for name, call in calls.items()}
+    seconds_of = _timer(device)
+    repeats = {name: _repeats(call, seconds_of) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
     collecting = gc.isenabled()
@@ -192,10 +200,10 @@ def laps(calls: Mapping[str, Callable[[], object]], effort: Effort) -> dict[str,
         begun, lap = time.perf_counter(), 0
         while lap < effort.laps or (lap < MAX_LAPS and time.perf_counter() - begun < effort.seconds):
             for name, call in calls.items():
-                if repeats[name] > 1:
+                if repeats[name] > 1 and device == "cpu":
                     # What is this fast would feel the caches, and the spinning threads, that the one before it left.
                     call()
-                samples[name].append(_seconds(call, repeats[name]))
+                samples[name].append(seconds_of(call, repeats[name]))
             lap += 1
     finally:
         if collecting:
@@ -294,19 +302,37 @@ def _in_layout(t: Tensor, layout: str) -> Tensor:
     return t.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels_last" else t.contiguous()
 
 
-def _copy() -> Callable[[], object]:
-    source = torch.zeros(COPY_BYTES // 4)
+def _copy(device: str) -> Callable[[], object]:
+    source = torch.zeros(COPY_BYTES[device] // 4, device=device)
     target = torch.zeros_like(source)
     return lambda: target.copy_(source)
 
 
-def _repeats(call: Callable[[], object]) -> int:
+def _repeats(call: Callable[[], object], seconds_of: Callable[[Callable[[], object], int], float]) -> int:
     """Calls per sample. The first call warms up; of the next, the shortest counts if they are short enough to vary."""
     call()
-    seconds = _seconds(call, 1)
+    seconds = seconds_of(call, 1)
     if seconds < 10 * SAMPLE_SECONDS:
-        seconds = min(seconds, *(_seconds(call, 1) for _ in range(5)))
+        seconds = min(seconds, *(seconds_of(call, 1) for _ in range(5)))
     return max(1, math.ceil(SAMPLE_SECONDS / seconds))
+
+
+def _timer(device: str) -> Callable[[Callable[[], object], int], float]:
+    if device == "cpu":
+        return _seconds
+    return partial(_device_seconds, torch.empty(FLUSH_BYTES // 4, dtype=torch.int32, device=device))
+
+
+def _device_seconds(flush: Tensor, call: Callable[[], object], repeats: int) -> float:
+    """By the device's own events, so without what the host does while the device writes to `flush`."""
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for begun, ended in pairs:
+        flush.zero_()
+        begun.record()
+        call()
+        ended.record()
+    torch.cuda.synchronize()
+    return sum(begun.elapsed_time(ended) for begun, ended in pairs) / repeats / 1e3
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> float:

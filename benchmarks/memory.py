@@ -9,11 +9,18 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 
-def peak_allocated(call: Callable[[], object]) -> int:
-    """Peak of the bytes that PyTorch's CPU allocator handed out during the call: exact and repeatable."""
+def peak_allocated(call: Callable[[], object], device: str = "cpu") -> int:
+    """Peak of the bytes that PyTorch's allocator for `device` handed out during the call: exact and repeatable."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()
     with tempfile.TemporaryDirectory() as folder:

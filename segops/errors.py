@@ -57,7 +57,7 @@ def _in_a_graph(like: Tensor) -> bool:
     """Whether nobody will read this call's record: in a graph, or in a transform of torch.func."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return True
-    return like.is_cuda and torch.cuda.is_current_stream_capturing()
+    return like.is_cuda and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def raise_bad_labels(op: str, record: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:

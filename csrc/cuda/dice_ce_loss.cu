@@ -10,10 +10,10 @@
 namespace segops::cuda::dice_ce {
 
 // Offsets into dynamic shared memory.
-template <class T, bool kRows>
+template <class T, int K, bool kRows>
 struct ForwardShared {
   using A = AccumulatorOf<T>;
-  static constexpr int kTile = device::kWarp * kOwned<T, kRows>, kWarps = kThreads<T> / device::kWarp;
+  static constexpr int kTile = device::kWarp * kOwned<T, K, kRows>, kWarps = kThreads<T> / device::kWarp;
   int columns, weights, sums, labels, values, rows, confusion, bytes;
 
   SEGOPS_HOST_DEVICE ForwardShared(const DiceCeLossInputs& in, bool with_confusion) {
@@ -62,11 +62,11 @@ template <class T, int K, bool kRows>
 __global__ void __launch_bounds__(kThreads<T>, 1)
     dice_ce_loss_forward_kernel(DiceCeLossStatistics p, Plan plan, Access access, Partial partial) {
   using A = AccumulatorOf<T>;
-  constexpr int V = kOwned<T, kRows>, kTile = device::kWarp * V, kWarps = kThreads<T> / device::kWarp;
+  constexpr int V = kOwned<T, K, kRows>, kTile = device::kWarp * V, kWarps = kThreads<T> / device::kWarp;
   const DiceCeLossInputs& in = p.in;
   const int classes = static_cast<int>(in.classes), thread = static_cast<int>(threadIdx.x), warp = warp_id();
   const Chunk chunk(in, plan, blockIdx.x);
-  const ForwardShared<T, kRows> at(in, p.confusion != nullptr);
+  const ForwardShared<T, K, kRows> at(in, p.confusion != nullptr);
   DYNAMIC_SHARED(unsigned char, shared);
   // I, P and T of this thread: class c at c * kThreads.
   A* const at_target = reinterpret_cast<A*>(shared + at.columns) + thread;
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kThreads<float>, 1)
 template <class T, int K, bool kRows>
 cudaError_t launch_held(const DiceCeLossStatistics& p, const Plan& plan, const Access& access, const Partial& partial,
                         cudaStream_t stream) {
-  const ForwardShared<T, kRows> shared(p.in, p.confusion != nullptr);
+  const ForwardShared<T, K, kRows> shared(p.in, p.confusion != nullptr);
   const cudaError_t allowed = OPT_IN_SHARED((dice_ce_loss_forward_kernel<T, K, kRows>), shared.bytes);
   if (allowed != cudaSuccess) return allowed;
   return LAUNCH((dice_ce_loss_forward_kernel<T, K, kRows>), static_cast<unsigned>(p.in.batch * plan.chunks), kThreads<T>,

@@ -75,10 +75,8 @@ __device__ __forceinline__ A gradient(const Tables<A>& tables, const Coefficient
 
 template <class T, int V>
 __device__ __forceinline__ void store_plane(const Packed<T, V>& x, T* plane, int count, bool vector) {
-  if (V * sizeof(T) == 16 && vector) {
-    uint4 v;
-    copy_bits(&v, x.words, sizeof x.words);
-    if (lane_id() * V < count) device::store_16(plane + lane_id() * V, v);
+  if (vector) {
+    if (lane_id() * V < count) x.store(plane + lane_id() * V);
     return;
   }
 #pragma unroll
@@ -88,10 +86,10 @@ __device__ __forceinline__ void store_plane(const Packed<T, V>& x, T* plane, int
   }
 }
 
-template <class T, bool kRows>
+template <class T, int K, bool kRows>
 struct BackwardShared {
   using A = AccumulatorOf<T>;
-  static constexpr int kTile = device::kWarp * kOwned<T, kRows>, kWarps = kThreads<T> / device::kWarp;
+  static constexpr int kTile = device::kWarp * kOwned<T, K, kRows>, kWarps = kThreads<T> / device::kWarp;
   int tables, labels, values, rows, bytes;
 
   SEGOPS_HOST_DEVICE explicit BackwardShared(const DiceCeLossInputs& in) {
@@ -108,12 +106,12 @@ template <class T, int K, bool kRows>
 __global__ void __launch_bounds__(kThreads<T>, 1)
     dice_ce_loss_backward_kernel(DiceCeLossBackward p, Plan plan, Access access) {
   using A = AccumulatorOf<T>;
-  constexpr int V = kOwned<T, kRows>, kTile = device::kWarp * V, kWarps = kThreads<T> / device::kWarp;
+  constexpr int V = kOwned<T, K, kRows>, kTile = device::kWarp * V, kWarps = kThreads<T> / device::kWarp;
   constexpr bool kWide = Held<T, K, V>::kWide;
   const DiceCeLossInputs& in = p.in;
   const int classes = static_cast<int>(in.classes), warp = warp_id();
   const Chunk chunk(in, plan, blockIdx.x);
-  const BackwardShared<T, kRows> at(in);
+  const BackwardShared<T, K, kRows> at(in);
   DYNAMIC_SHARED(unsigned char, shared);
   const Tables<A> tables(p, chunk.image, reinterpret_cast<A*>(shared + at.tables), kThreads<T>);
   int32_t* const labels = reinterpret_cast<int32_t*>(shared + at.labels) + warp * kTile;
@@ -184,7 +182,7 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
 template <class T, bool kRows>
 struct BackwardSweepShared {
   using A = AccumulatorOf<T>;
-  static constexpr int kTile = device::kWarp * kOwned<T, kRows>;
+  static constexpr int kTile = device::kWarp * kOwned<T, kGroup, kRows>;
   int tables, most, total, dot, target, labels, values, rows, bytes;
 
   SEGOPS_HOST_DEVICE explicit BackwardSweepShared(const DiceCeLossInputs& in) {
@@ -205,7 +203,7 @@ template <class T, bool kRows>
 __global__ void __launch_bounds__(kSweepThreads, 1)
     dice_ce_loss_backward_sweep_kernel(DiceCeLossBackward p, Plan plan, Access access) {
   using A = AccumulatorOf<T>;
-  constexpr int V = kOwned<T, kRows>, kTile = device::kWarp * V;
+  constexpr int V = kOwned<T, kGroup, kRows>, kTile = device::kWarp * V;
   const DiceCeLossInputs& in = p.in;
   const int classes = static_cast<int>(in.classes), thread = static_cast<int>(threadIdx.x), warp = warp_id();
   const Chunk chunk(in, plan, blockIdx.x);
@@ -305,7 +303,7 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
 
 template <class T, int K, bool kRows>
 cudaError_t launch_held(const DiceCeLossBackward& p, const Plan& plan, const Access& access, cudaStream_t stream) {
-  const BackwardShared<T, kRows> shared(p.in);
+  const BackwardShared<T, K, kRows> shared(p.in);
   const cudaError_t allowed = OPT_IN_SHARED((dice_ce_loss_backward_kernel<T, K, kRows>), shared.bytes);
   if (allowed != cudaSuccess) return allowed;
   return LAUNCH((dice_ce_loss_backward_kernel<T, K, kRows>), static_cast<unsigned>(p.in.batch * plan.chunks), kThreads<T>,

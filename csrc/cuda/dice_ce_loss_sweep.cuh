@@ -36,10 +36,10 @@ __device__ __forceinline__ bool whole_pieces(int64_t classes) {
 // A group's logits of this lane's pixels. `tile` begins at class 0 of the tile's first pixel and has `count` pixels;
 // `staged` is this lane's row in shared memory, or null.
 template <class T, bool kRows>
-__device__ __forceinline__ Held<T, kGroup, kOwned<T, kRows>> load_group(const DiceCeLossInputs& in, const T* tile, int c,
-                                                                        int group, int count, bool vector,
-                                                                        const unsigned char* staged) {
-  Held<T, kGroup, kOwned<T, kRows>> held;
+__device__ __forceinline__ Held<T, kGroup, kOwned<T, kGroup, kRows>> load_group(const DiceCeLossInputs& in, const T* tile,
+                                                                                int c, int group, int count, bool vector,
+                                                                                const unsigned char* staged) {
+  Held<T, kGroup, kOwned<T, kGroup, kRows>> held;
   if constexpr (!kRows) {
     held.load_planes(tile + c * in.stride_c, in.stride_c, group, count, vector);
   } else {
@@ -115,7 +115,7 @@ struct Normaliser {
 template <class T, bool kRows>
 struct ForwardSweepShared {
   using A = AccumulatorOf<T>;
-  static constexpr int kTile = device::kWarp * kOwned<T, kRows>;
+  static constexpr int kTile = device::kWarp * kOwned<T, kGroup, kRows>;
   int sums, most, total, own, labels, values, best, winner, rows, bytes;
 
   SEGOPS_HOST_DEVICE ForwardSweepShared(const DiceCeLossInputs& in, bool with_confusion) {
@@ -142,7 +142,7 @@ template <class T, bool kRows>
 __global__ void __launch_bounds__(kSweepThreads, 1)
     dice_ce_loss_forward_sweep_kernel(DiceCeLossStatistics p, Plan plan, Access access, Partial partial) {
   using A = AccumulatorOf<T>;
-  constexpr int V = kOwned<T, kRows>, kTile = device::kWarp * V;
+  constexpr int V = kOwned<T, kGroup, kRows>, kTile = device::kWarp * V;
   const DiceCeLossInputs& in = p.in;
   const int classes = static_cast<int>(in.classes), thread = static_cast<int>(threadIdx.x), warp = warp_id();
   const Chunk chunk(in, plan, blockIdx.x);

@@ -1,7 +1,7 @@
 // What the forward and the backward kernels of dice_ce_loss share: how the work is cut, labels, and logits in registers.
 //
 // A block has one chunk of the pixels of one image. A warp takes tiles of 32 * V pixels from it; a lane owns V of them, with
-// V such that V elements of one class are 16 bytes (planar), or 1 (channels last, and double).
+// V such that V elements of one class are 16 or 8 bytes (planar), or 1 (channels last).
 #pragma once
 #include "reduce.cuh"
 
@@ -17,9 +17,10 @@ constexpr int kThreads = sizeof(T) == 8 ? 64 : 128;
 constexpr int kSweepThreads = 256;
 constexpr int64_t kMostClasses = 4096;  // what the sums of a chunk leave room for in shared memory
 
-// Pixels of a lane. For double, which is there to be exact rather than fast, two would not fit into registers.
-template <class T, bool kRows>
-constexpr int kOwned = kRows || sizeof(T) == 8 ? 1 : 16 / static_cast<int>(sizeof(T));
+// Pixels of a lane in a kernel that holds K classes: 16 bytes of a class, and 8 where the registers would not suffice, with
+// many classes of 16-bit logits, which widen to twice their size, and with double.
+template <class T, int K, bool kRows>
+constexpr int kOwned = kRows ? 1 : (sizeof(T) == 8 || (sizeof(T) == 2 && K > 8) ? 8 : 16) / static_cast<int>(sizeof(T));
 
 // The cut depends on the shape alone, and so do the sums. Large inputs give about 528 chunks, four to each multiprocessor
 // of the largest devices, but no lane sums up more than 64 pixels in float.
@@ -160,11 +161,27 @@ struct Pixels {
   }
 };
 
+template <int kWords>
+struct WordBits {
+  using type = uint32_t;
+};
+template <>
+struct WordBits<2> {
+  using type = uint2;
+};
+template <>
+struct WordBits<4> {
+  using type = uint4;
+};
+template <int kWords>
+using BitsOf = typename WordBits<kWords>::type;
+
 // V elements of one class as they are in memory. Their words are what a lane loads and stores at once.
 template <class T, int V>
 struct Packed {
   static constexpr int kWords = V * static_cast<int>(sizeof(T)) > 4 ? V * static_cast<int>(sizeof(T)) / 4 : 1;
   using A = AccumulatorOf<T>;
+  using Bits = BitsOf<kWords>;
   uint32_t words[kWords] = {};
 
   __device__ __forceinline__ A get(int v) const {
@@ -190,6 +207,26 @@ struct Packed {
     }
   }
 
+  // All V at once, aligned to their bytes; zeros if not `inside`.
+  __device__ __forceinline__ void load(const T* from, bool inside) {
+    Bits v{};
+    if constexpr (kWords == 4) {
+      if (inside) v = device::load_16(from);
+    } else {
+      if (inside) v = device::load(reinterpret_cast<const Bits*>(from));
+    }
+    copy_bits(words, &v, sizeof words);
+  }
+
+  __device__ __forceinline__ void store(T* to) const {
+    Bits v;
+    copy_bits(&v, words, sizeof words);
+    if constexpr (kWords == 4)
+      device::store_16(to, v);
+    else
+      *reinterpret_cast<Bits*>(to) = v;
+  }
+
   __device__ __forceinline__ void fill(A number) {
 #pragma unroll
     for (int v = 0; v < V; ++v) set(v, number);
@@ -202,7 +239,6 @@ struct Held {
   using A = AccumulatorOf<T>;
   // Whether what is derived from a logit can take its place without being rounded.
   static constexpr bool kWide = sizeof(A) == sizeof(T);
-  static constexpr bool kVector = V * sizeof(T) == 16;
   static constexpr int kPiece = 16 / static_cast<int>(sizeof(T));
   Packed<T, V> x[K];
 
@@ -214,14 +250,12 @@ struct Held {
 
   // From planes: class k of the tile at tile + k * stride_c; the tile has `count` pixels.
   __device__ __forceinline__ void load_planes(const T* tile, int64_t stride_c, int classes, int count, bool vector) {
-    if (kVector && vector) {
+    if (vector) {
       const bool inside = lane_id() * V < count;
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         if (k >= classes) break;
-        uint4 v{0, 0, 0, 0};
-        if (inside) v = device::load_16(tile + k * stride_c + lane_id() * V);
-        copy_bits(x[k].words, &v, sizeof x[k].words);
+        x[k].load(tile + k * stride_c + lane_id() * V, inside);
       }
     } else {
 #pragma unroll
