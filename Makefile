@@ -75,8 +75,11 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 
 # The ladder of device code: tests/ladder/README.md.
-traffic sass mutants gpu: $(VENV)/.test
+traffic sass mutants: $(VENV)/.test
 	$(BIN)/python -m tests.ladder.$@
+
+gpu: $(VENV)/.test
+	$(BIN)/python -m tests.ladder.gpu $(GPU_ARGS)
 
 triton: $(VENV)/.test
 	$(BIN)/python -m pytest tests/ops -k triton --every-triton-case

@@ -119,6 +119,16 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_left_on_a_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a device has not told yet is told to the test that it belongs to, not to the next one."""
+    yield
+    if request.config.getoption("--device") == "cuda":
+        import segops
+
+        segops.check_errors()
+
+
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Every allocation on the CPU comes filled with bytes 0xff: NaN in each floating type, -1 in each integer type.

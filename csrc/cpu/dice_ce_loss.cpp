@@ -236,8 +236,8 @@ struct Backward {
   template <bool kSquared, bool kSpread, bool kStream, class Element>
   static void write(const Block<T>& b, Element* dst, int64_t stride, const T* gp, const T* spread) {
     int64_t c = 0;
-    for (; c + 2 <= b.classes; c += 2) write_rows<2, kSquared, kSpread, kStream>(b, dst, stride, c, gp, spread);
-    if (c < b.classes) write_rows<1, kSquared, kSpread, kStream>(b, dst, stride, c, gp, spread);
+    for (; c + 4 <= b.classes; c += 4) write_rows<4, kSquared, kSpread, kStream>(b, dst, stride, c, gp, spread);
+    for (; c < b.classes; ++c) write_rows<1, kSquared, kSpread, kStream>(b, dst, stride, c, gp, spread);
   }
 
   template <bool kStream, class Element>

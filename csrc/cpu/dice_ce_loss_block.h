@@ -280,8 +280,8 @@ template <class T, bool kStable, class In>
 static bool exp_block(Block<T>& b, Rows<In> x) {
   Vec<BitsOf<T>, kNativeLanes<T>> range{};
   int64_t c = 0;
-  for (; c + 2 <= b.classes; c += 2) exp_rows<T, 2, kStable>(b, x, c, range);
-  if (c < b.classes) exp_rows<T, 1, kStable>(b, x, c, range);
+  for (; c + 4 <= b.classes; c += 4) exp_rows<T, 4, kStable>(b, x, c, range);
+  for (; c < b.classes; ++c) exp_rows<T, 1, kStable>(b, x, c, range);
   return kStable || !outside_bounds<T, kNativeLanes<T>>(range);
 }
 

@@ -167,7 +167,7 @@ struct WordBits {
 };
 template <>
 struct WordBits<2> {
-  using type = uint2;
+  using type = uint64_t;  // uint2 is stored by halves
 };
 template <>
 struct WordBits<4> {

@@ -144,8 +144,8 @@ MUTANTS = (
     ),
     Mutant("any base", SIXTEEN, TILE, "reinterpret_cast<uintptr_t>(data) % 16 != 0", "data == nullptr", (3, 4)),
     Mutant("any number of pixels", SIXTEEN, TILE, "whole(stride_c) && whole(in.pixels)", "whole(stride_c)", (3, 4, 5)),
-    Mutant("store of a whole tile", SIXTEEN, BACKWARD, "if (lane_id() * V < count) device", "device", (3, 4, 5)),
-    Mutant("load of a whole tile", SIXTEEN, TILE, "if (inside) v = device", "v = device", (4, 5)),
+    Mutant("store of a whole tile", SIXTEEN, BACKWARD, "if (lane_id() * V < count) x.store", "x.store", (3, 4, 5)),
+    Mutant("load of a whole tile", SIXTEEN, TILE, "inside = lane_id() * V < count", "inside = true", (4, 5)),
     Mutant("no wait for cp.async", PIPELINE, ROWS, "device::cp_async_wait<0>();", "", (3,)),
     Mutant("wait one group short", PIPELINE, ROWS, "device::cp_async_wait<0>();", "device::cp_async_wait<1>();", (3,)),
     Mutant(

@@ -35,6 +35,8 @@ SYSTEM_SHARED, COUNTED_IN = 1024, 90
 _INSTRUCTIONS = {
     "ldg128": r"LDG\.E\.(?:\w+\.)*128\b",
     "stg128": r"STG\.E\.(?:\w+\.)*128\b",
+    "ldg64": r"LDG\.E\.(?:\w+\.)*64\b",
+    "stg64": r"STG\.E\.(?:\w+\.)*64\b",
     "ldgsts": r"LDGSTS\b",
     "lds128": r"LDS\.(?:\w+\.)*128\b",
     "ldsm": r"LDSM\b",
@@ -139,6 +141,14 @@ _OF_DOUBLE = (*_INDEX, *_COLLECTIVES, "div_rn_f64_full", "dblrcp_rn_slowpath_v3"
 #: 65536 registers are 8 warps a multiprocessor at 255, 16 at 128. The kernels that hold all logits of a pixel hide
 #: latency by their many loads in flight and not by many warps.
 LIMITS = (
+    # 16-bit logits of many classes, 4 pixels a lane (kOwned in dice_ce_loss_tile.cuh): 8 bytes.
+    Limit(r"dice_ce_loss_forward<b?float16, (24|32), planar>", 255, at_least={"ldg64": 24}, calls=_OF_FLOAT),
+    Limit(
+        r"dice_ce_loss_backward<b?float16, (24|32), planar>",
+        255,
+        at_least={"ldg64": 24, "stg64": 24},
+        calls=_OF_FLOAT,
+    ),
     Limit(rf"dice_ce_loss_forward<{_HALF_OR_SINGLE}, \d+, planar>", 255, at_least={"ldg128": 8}, calls=_OF_FLOAT),
     Limit(
         rf"dice_ce_loss_backward<{_HALF_OR_SINGLE}, \d+, planar>",
@@ -190,7 +200,20 @@ def main() -> int:
 def report(rows: Sequence[Row]) -> str:
     """A Markdown table of the rows, in the order of kernels."""
     header = ["kernel", "sm", "regs", "spill B", "stack", "shared", "threads", "blocks/SM <="]
-    header += ["LDG.128", "STG.128", "LDGSTS", "LDS.128", "LDSM", "MMA", "FFMA", "MUFU", "int div", "calls"]
+    header += [
+        "LDG.128",
+        "STG.128",
+        "LDG.64",
+        "STG.64",
+        "LDGSTS",
+        "LDS.128",
+        "LDSM",
+        "MMA",
+        "FFMA",
+        "MUFU",
+        "int div",
+        "calls",
+    ]
     lines = []
     for row in sorted(rows, key=lambda r: (r.kernel, r.arch)):
         numbers = (row.arch, row.registers, row.spill_bytes, row.stack, row.shared, row.threads, row.blocks)

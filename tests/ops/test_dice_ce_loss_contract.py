@@ -155,6 +155,13 @@ BAD_LABELS = {
 }
 
 
+def checked_loss(logits: Tensor, target: Tensor, **options: Any) -> Any:
+    """The loss, and what a device has to tell of the labels by then."""
+    result = segops.dice_ce_loss(logits, target, **options)
+    segops.check_errors()
+    return result
+
+
 def spoil(target: Tensor, bad: list[tuple[int, ...]]) -> Tensor:
     target = target.clone()
     for *where, label in bad:
@@ -174,7 +181,7 @@ def test_bad_labels_raise(name: str, logits: Tensor, target: Tensor, backend: st
     bad, words = BAD_LABELS[name]
     x = logits.requires_grad_()
     with pytest.raises(ValueError, match=re.escape(words)) as error:
-        segops.dice_ce_loss(x, spoil(target, bad), backend=backend)
+        checked_loss(x, spoil(target, bad), backend=backend)
     assert str(error.value).startswith("segops.dice_ce_loss: target has ")
     assert segops.take_bad_data_count() == 0
 
@@ -185,15 +192,15 @@ def test_bad_labels_of_every_dtype(label_dtype: torch.dtype, logits: Tensor, tar
     spoilt = target.to(label_dtype)
     spoilt[1, 4, 3] = bad
     with pytest.raises(ValueError, match=re.escape(f"not ignore_index (-2); the first is {bad} at [1, 4, 3]")):
-        segops.dice_ce_loss(logits, spoilt, ignore_index=-2, backend=backend)
-    segops.dice_ce_loss(logits, spoilt, ignore_index=bad, backend=backend)  # ... unless that is the ignored label
+        checked_loss(logits, spoilt, ignore_index=-2, backend=backend)
+    checked_loss(logits, spoilt, ignore_index=bad, backend=backend)  # ... unless that is the ignored label
 
 
 def test_an_ignored_class_is_not_bad_and_a_bad_one_not_ignored(logits: Tensor, target: Tensor, backend: str) -> None:
-    segops.dice_ce_loss(logits, target, ignore_index=2, backend=backend)
+    checked_loss(logits, target, ignore_index=2, backend=backend)
     spoilt = spoil(target, [(0, 0, 1, -100)])
     with pytest.raises(ValueError, match=re.escape("not ignore_index (2); the first is -100 at [0, 0, 1]")):
-        segops.dice_ce_loss(logits, spoilt, ignore_index=2, backend=backend)
+        checked_loss(logits, spoilt, ignore_index=2, backend=backend)
 
 
 @pytest.mark.parametrize("options", [{}, {"reduction": "none", "dice_weight": 0}, {"return_parts": True}])
@@ -231,7 +238,7 @@ def test_bad_labels_that_do_not_raise_are_ignored(
 
 def test_every_label_bad(logits: Tensor, target: Tensor, backend: str) -> None:
     with pytest.raises(ValueError, match="84 labels outside"):
-        segops.dice_ce_loss(logits, target + 1000, backend=backend)
+        checked_loss(logits, target + 1000, backend=backend)
     x = logits.requires_grad_()
     segops.dice_ce_loss(x, target - 1000, validate="off", reduction="sum", backend=backend).backward()
     assert torch.equal(x.grad, torch.zeros_like(x))
