@@ -9,11 +9,13 @@ a record: there a CPU op raises by itself, and the device adds up what it has se
 
 from __future__ import annotations
 
+import threading
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from segops import _library
 
@@ -36,6 +38,7 @@ class _Pending(NamedTuple):
     """A record on its way from a device."""
 
     arrived: Any  # an event
+    device: torch.device
     record: Tensor  # pinned
     op: str
     shape: list[int]
@@ -44,6 +47,7 @@ class _Pending(NamedTuple):
 
 
 _pending: list[_Pending] = []
+_pending_lock = threading.Lock()
 
 
 def on_bad(validate: str, like: Tensor) -> int:
@@ -65,19 +69,36 @@ def raise_bad_labels(op: str, record: Tensor, target: Tensor, classes: int, igno
     if _in_a_graph(record) or isinstance(record, FakeTensor) or record.is_meta:
         return
     if record.is_cuda:
-        host = torch.empty(3, dtype=torch.int64, pin_memory=True)
+        host = torch.empty(3, dtype=torch.int64, device="cpu", pin_memory=True)
         host.copy_(record, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(record.device))
-        _pending.append(_Pending(arrived, host, op, list(target.shape), classes, ignore_index))
+        pending = _Pending(arrived, record.device, host, op, list(target.shape), classes, ignore_index)
+        with _pending_lock:
+            _pending.append(pending)
         return
-    _raise(_Pending(None, record, op, list(target.shape), classes, ignore_index))
+    _raise(_Pending(None, record.device, record, op, list(target.shape), classes, ignore_index))
 
 
 def raise_arrived() -> None:
-    """Raise ValueError for bad data of an earlier call on a device, if its record has arrived. Never waits."""
-    while _pending and not torch.compiler.is_compiling() and _pending[0].arrived.query():
-        _raise(_pending.pop(0))
+    """Raise ValueError for bad data of an earlier call on a device, if its record has come. Never waits."""
+    # Not where a graph is made: compilation would depend on what is pending, and no event may be asked for in a capture.
+    # A dispatch mode would see the record as a tensor of its own.
+    if torch.compiler.is_compiling() or not _pending or _get_current_dispatch_mode() is not None:
+        return
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return
+    while (arrived := _take_arrived()) is not None:
+        _raise(arrived)
+
+
+def _take_arrived() -> _Pending | None:
+    """The earliest call whose record has arrived; streams and devices do not wait for each other."""
+    with _pending_lock:
+        for i, pending in enumerate(_pending):
+            if pending.arrived.query():
+                return _pending.pop(i)
+    return None
 
 
 def _raise(pending: _Pending) -> None:
@@ -93,6 +114,9 @@ def _raise(pending: _Pending) -> None:
 def check_errors(device: torch.device | str | int | None = None) -> None:
     """Wait for a CUDA device and raise for the bad labels and indices that its ops have met and nobody was told of yet.
 
+    What ops inside graphs have met is kept by the CUDA library: where that is not built, the Triton kernels ignore bad
+    labels there in silence.
+
     Args:
         device: a CUDA device; the current one by default. Ops on CPU tensors have raised already.
 
@@ -106,6 +130,8 @@ def check_errors(device: torch.device | str | int | None = None) -> None:
         return
     torch.cuda.synchronize(device)
     raise_arrived()
+    if _library.cuda_unavailable is not None:
+        return
     count, position, value = _take("segops", device, RAISE)
     if count:
         raise ValueError(
@@ -137,7 +163,7 @@ def count_bad_data(elements: int) -> None:
 def take_bad_data_count() -> int:
     """Bad labels and indices seen by ops with ``validate="count"`` in this process since the last call.
 
-    Waits for the CUDA devices of the process.
+    Waits for the CUDA devices that the process has used.
     """
     global _counted_without_library
     count, _counted_without_library = _counted_without_library, 0
@@ -146,5 +172,8 @@ def take_bad_data_count() -> int:
     if _library.simt_unavailable is None:
         count += _take("segops_simt", torch.device("cpu"), COUNT)[0]
     if _library.cuda_unavailable is None and torch.cuda.is_initialized():
-        count += sum(_take("segops", torch.device("cuda", i), COUNT)[0] for i in range(torch.cuda.device_count()))
+        for index in range(torch.cuda.device_count()):
+            if torch._C._cuda_hasPrimaryContext(index):  # type: ignore[attr-defined]
+                torch.cuda.synchronize(index)
+                count += _take("segops", torch.device("cuda", index), COUNT)[0]
     return count

@@ -9,6 +9,7 @@ LAYOUTS = ("contiguous", "channels_last", "sliced")
 #: Further layouts of `make_logits`: views as cropping, indexing and broadcasting make them.
 VIEWS = (
     "expanded",
+    "pixels_expanded",
     "batch_slice",
     "channel_slice",
     "channels_last_batch_slice",
@@ -28,7 +29,7 @@ def make_logits(
 ) -> Tensor:
     """Normal logits [N, C, *spatial] in one of `LAYOUTS` or `VIEWS`; what a view leaves out of its storage is NaN.
 
-    "sliced" is a view that no kernel can read as it is. "expanded" repeats one image.
+    "sliced" is a view that no kernel can read as it is. "expanded" repeats one image, "pixels_expanded" one pixel.
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator) * scale
@@ -47,6 +48,8 @@ def make_logits(
 def _as_view(x: Tensor, layout: str) -> Tensor:
     if layout == "expanded":
         return x[:1].expand(x.shape)
+    if layout == "pixels_expanded":
+        return x[(..., *[slice(0, 1)] * (x.ndim - 2))].contiguous().expand(x.shape)
     if layout == "transposed":
         return x.transpose(1, -1).contiguous().transpose(1, -1)
     axis, step = {"batch_slice": (0, 2), "channel_slice": (1, 1), "crop": (-1, 1)}[

@@ -200,7 +200,7 @@ def pending(monkeypatch: pytest.MonkeyPatch) -> list[errors._Pending]:
 
 def record_of(count: int, value: int, after: int = 0, position: int = 9) -> errors._Pending:
     record = torch.tensor([count, position, value])
-    return errors._Pending(Event(after), record, "dice_ce_loss", [2, 6, 7], 5, -100)
+    return errors._Pending(Event(after), torch.device("cuda", 0), record, "dice_ce_loss", [2, 6, 7], 5, -100)
 
 
 class TestRecordsOnTheirWay:
@@ -222,14 +222,33 @@ class TestRecordsOnTheirWay:
         assert torch.equal(segops.dice_ce_loss(logits, target), expected)
 
     def test_raise_in_the_order_of_the_calls(self, pending: list[errors._Pending]) -> None:
-        # The second has arrived, but a stream's records arrive in order: it is not asked for before the first.
-        pending += [record_of(1, 50, after=1), record_of(1, 60)]
-        errors.raise_arrived()
-        assert len(pending) == 2
+        pending += [record_of(1, 50), record_of(1, 60)]
         for value in (50, 60):
             with pytest.raises(ValueError, match=str(value)):
                 errors.raise_arrived()
         assert not pending
+
+    def test_do_not_wait_for_each_other(self, pending: list[errors._Pending]) -> None:
+        """They may come from two devices or streams."""
+        pending += [record_of(1, 50, after=1), record_of(1, 60)]
+        for value in (60, 50):
+            with pytest.raises(ValueError, match=str(value)):
+                errors.raise_arrived()
+
+    def test_are_not_a_guard_of_compiled_code(self, pending: list[errors._Pending]) -> None:
+        logits, target = make_logits((2, 5, 6, 7)), random_labels((2, 6, 7), 5)
+        torch._dynamo.reset()
+        compiled = torch.compile(segops.dice_ce_loss, fullgraph=True, backend="aot_eager")
+        expected = compiled(logits, target)
+        pending += [record_of(0, 0, after=100), record_of(0, 0, after=100)]
+        with torch.compiler.set_stance("fail_on_recompile"):
+            assert torch.equal(compiled(logits, target), expected)
+
+    def test_are_left_alone_by_a_dispatch_mode(self, fake: FakeTensorMode, pending: list[errors._Pending]) -> None:
+        pending.append(record_of(1, 50))
+        with fake:
+            errors.raise_arrived()
+        assert len(pending) == 1
 
     def test_of_good_labels_pass(self, pending: list[errors._Pending]) -> None:
         pending += [record_of(0, 0), record_of(0, 0), record_of(0, 0, after=1)]

@@ -13,6 +13,7 @@ inline Failure failure(cudaError_t error) {
 #ifdef SEGOPS_SIMT
   return simt_last_report();
 #else
+  cudaGetLastError();  // told here: not to be found by the next launch
   return cudaGetErrorString(error);
 #endif
 }

@@ -262,7 +262,7 @@ template <class T>
 cudaError_t forward(const DiceCeLossStatistics& p, const Partial& partial, cudaStream_t stream) {
   const Plan plan(p.in);
   const int64_t sums = p.overlap ? p.in.batch * 3 * p.in.classes : 0, chunks = p.in.batch * plan.chunks;
-  if (chunks > INT32_MAX || p.in.classes > kMostClasses) return cudaErrorInvalidValue;
+  if (chunks > INT32_MAX || p.in.classes > kDiceCeLossMostClasses) return cudaErrorInvalidValue;
   if (chunks > 0) {
     const Access access{0, Access::aligned(p.in.logits, sizeof(T), p.in.stride_n, p.in.stride_c, p.in.stride_s, p.in)};
     const cudaError_t error = p.in.stride_s == 1 ? launch_forward<T, false>(p, plan, access, partial, stream)

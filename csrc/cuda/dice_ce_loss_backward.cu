@@ -330,7 +330,7 @@ template <class T>
 cudaError_t backward(const DiceCeLossBackward& p, cudaStream_t stream) {
   const Plan plan(p.in);
   const int64_t chunks = p.in.batch * plan.chunks;
-  if (chunks > INT32_MAX || p.in.classes > kMostClasses) return cudaErrorInvalidValue;
+  if (chunks > INT32_MAX || p.in.classes > kDiceCeLossMostClasses) return cudaErrorInvalidValue;
   if (chunks == 0) return cudaSuccess;
   const DiceCeLossInputs& in = p.in;
   const Access access{0,

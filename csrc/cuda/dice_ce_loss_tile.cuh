@@ -15,7 +15,6 @@ constexpr int kMostHeld = 32;  // up to this many classes all logits of a pixel 
 template <class T>
 constexpr int kThreads = sizeof(T) == 8 ? 64 : 128;
 constexpr int kSweepThreads = 256;
-constexpr int64_t kMostClasses = 4096;  // what the sums of a chunk leave room for in shared memory
 
 // Pixels of a lane in a kernel that holds K classes: 16 bytes of a class, and 8 where the registers would not suffice, with
 // many classes of 16-bit logits, which widen to twice their size, and with double.

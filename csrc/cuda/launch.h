@@ -9,6 +9,9 @@ namespace segops::cuda {
 // Why a launch failed, or null.
 using Failure = const char*;
 
+// What the sums of a chunk leave room for in shared memory.
+constexpr int64_t kDiceCeLossMostClasses = 4096;
+
 // Device memory that the statistics of these inputs need besides their outputs.
 int64_t dice_ce_loss_scratch_bytes(const DiceCeLossInputs& in);
 Failure dice_ce_loss_statistics(const DiceCeLossStatistics& params, void* scratch, void* stream);

@@ -40,8 +40,9 @@ ScalarType accumulation_type(const Tensor& logits) {
   return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-const double* table(const std::optional<Tensor>& t, int64_t elements, const char* name) {
+const double* table(const std::optional<Tensor>& t, int64_t elements, const char* name, const Tensor& like) {
   if (!t) return nullptr;
+  check_device(*t, like, kOp, name);
   check(t->scalar_type() == ScalarType::Double && t->is_contiguous() && t->numel() == elements, "segops.", kOp, ": ", name,
         " must be a contiguous float64 tensor of ", elements, " elements, got ", to_text(sizes_of(*t)));
   return static_cast<const double*>(t->const_data_ptr());
@@ -67,8 +68,17 @@ Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::optional
   check(sizes_of(target) == labels, "segops.", kOp, ": target must be ", to_text(labels), ", got ",
         to_text(sizes_of(target)));
   check(logits.size(1) > 0, "segops.", kOp, ": logits must have at least one class");
+#ifdef SEGOPS_DEVICE_KERNELS
+  check(logits.size(1) <= cuda::kDiceCeLossMostClasses, "segops.", kOp, ": logits must have at most ",
+        cuda::kDiceCeLossMostClasses, " classes for the CUDA kernels, got ", logits.size(1));
+#endif
+#ifdef USE_CUDA
+  check(!logits.is_cpu(), "segops.", kOp, ": logits must be on the device of the other tensors, got a CPU tensor");
+#endif
+  check_device(target, logits, kOp, "target");
   Inputs r{as_pixels(logits), torch::stable::contiguous(target), std::nullopt, {}};
   if (pixel_weight) {
+    check_device(*pixel_weight, logits, kOp, "pixel_weight");
     check(sizes_of(*pixel_weight) == labels && pixel_weight->scalar_type() == accumulation_type(logits), "segops.", kOp,
           ": pixel_weight must be ", to_text(labels), " in the accumulation dtype");
     r.pixel_weight = torch::stable::contiguous(*pixel_weight);
@@ -85,7 +95,7 @@ Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::optional
   r.in.target = r.target.const_data_ptr();
   r.in.target_dtype = dtype_of(target, "segops.dice_ce_loss: target");
   check(r.in.target_dtype >= Dtype::uint8, "segops.", kOp, ": target must be uint8, int16, int32 or int64");
-  r.in.weight = table(weight, r.in.classes, "weight");
+  r.in.weight = table(weight, r.in.classes, "weight", logits);
   r.in.pixel_weight = r.pixel_weight ? r.pixel_weight->const_data_ptr() : nullptr;
   r.in.ignore_index = ignore_index;
   r.in.label_smoothing = label_smoothing;
@@ -133,8 +143,8 @@ Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<
   p.in = inputs.in;
   // Autograd hands over expanded gradients.
   const std::optional<Tensor> overlap = contiguous(grad_overlap), ce = contiguous(grad_ce);
-  p.grad_overlap = table(overlap, inputs.in.batch * 3 * inputs.in.classes, "grad_overlap");
-  p.grad_ce = table(ce, 2, "grad_ce");
+  p.grad_overlap = table(overlap, inputs.in.batch * 3 * inputs.in.classes, "grad_overlap", logits);
+  p.grad_ce = table(ce, 2, "grad_ce", logits);
   p.grad_logits = grad_logits.mutable_data_ptr();
   p.grad_stride_n = grad.stride_n;
   p.grad_stride_c = grad.stride_c;
@@ -161,9 +171,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> value(const Tensor& overlap, 
   Tensor scores = empty({batch_dice && with_overlap ? 1 : p.batch, p.classes}, ScalarType::Double, overlap);
   Tensor grad_overlap = empty(sizes_of(overlap), ScalarType::Double, overlap);
   Tensor grad_ce = empty({2}, ScalarType::Double, overlap);
-  p.overlap = with_overlap ? table(overlap, overlap.numel(), "overlap") : nullptr;
-  p.ce = table(ce, 2, "ce");
-  p.dice_class_weight = table(dice_class_weight, p.classes, "dice_class_weight");
+  p.overlap = with_overlap ? table(overlap, overlap.numel(), "overlap", overlap) : nullptr;
+  p.ce = table(ce, 2, "ce", overlap);
+  p.dice_class_weight = table(dice_class_weight, p.classes, "dice_class_weight", overlap);
   p.num_i = num_i;
   p.den_i = den_i;
   p.den_p = den_p;

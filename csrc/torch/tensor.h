@@ -66,6 +66,12 @@ inline std::vector<int64_t> sizes_of(const Tensor& t) {
   return sizes;
 }
 
+// A kernel must not be given a pointer of another device.
+inline void check_device(const Tensor& t, const Tensor& like, const char* op, const char* name) {
+  check(t.is_cpu() == like.is_cpu() && t.get_device_index() == like.get_device_index(), "segops.", op, ": ", name,
+        " must be on the device of logits");
+}
+
 inline std::string to_text(const std::vector<int64_t>& sizes) {
   std::ostringstream text;
   text << "[";

@@ -151,7 +151,7 @@ def render(comparisons: Sequence[Comparison]) -> Table:
     table.add_column("implementation", no_wrap=True)
     table.add_column("error", justify="right", no_wrap=True)
     table.add_column("ms", justify="right", no_wrap=True)
-    table.add_column("segops is", justify="right", no_wrap=True)
+    table.add_column("speed-up", justify="right", no_wrap=True)
     for c in comparisons:
         table.add_row(
             f"{c.operator}\n{c.what}\n{'x'.join(map(str, c.shape))}",
@@ -161,7 +161,7 @@ def render(comparisons: Sequence[Comparison]) -> Table:
                 [f"{c.segops.seconds * 1e3:.2f}" if c.correct else "-"]
                 + [f"{m.seconds * 1e3:.2f}" for m in c.pytorch.values()]
             ),
-            "\n".join(["", *(f"{m.seconds / c.segops.seconds:.1f}x faster" for m in c.pytorch.values())])
+            "\n".join(["", *(f"{m.seconds / c.segops.seconds:.1f}x" for m in c.pytorch.values())])
             if c.correct
             else f"WRONG\nallowed: {c.limit:.1e}",
         )

@@ -80,7 +80,7 @@ def _fake_backward(
     label_smoothing: float,
     squared: bool,
 ) -> Tensor:
-    if (pixel_stride(logits) or 1) != 1:
+    if pixel_stride(logits) not in (None, 1):
         return torch.empty_like(logits.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 

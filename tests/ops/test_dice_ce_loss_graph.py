@@ -50,6 +50,7 @@ BACKWARD_LAYOUTS = (
     "channels_last",
     "sliced",
     "expanded",
+    "pixels_expanded",
     "batch_slice",
     "channel_slice",
     "channels_last_batch_slice",
