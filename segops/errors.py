@@ -82,7 +82,7 @@ def raise_bad_labels(op: str, record: Tensor, target: Tensor, classes: int, igno
 
 def raise_arrived() -> None:
     """Raise ValueError for bad data of an earlier call on a device, if its record has come. Never waits."""
-    # Not where a graph is made: compilation would depend on what is pending, and no event may be asked for in a capture.
+    # Not where a graph is made: compilation would depend on what is pending, and a capture must not query events.
     # A dispatch mode would see the record as a tensor of its own.
     if torch.compiler.is_compiling() or not _pending or _get_current_dispatch_mode() is not None:
         return
