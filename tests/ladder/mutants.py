@@ -139,7 +139,7 @@ MUTANTS = (
         PAST,
         TILE,
         "count = static_cast<int>(rest < plan.chunk ? rest : plan.chunk);",
-        "count = static_cast<int>(plan.chunk);",
+        "count = static_cast<int>(rest > 0 ? plan.chunk : rest);",
         (3, 4, 5),
     ),
     Mutant("any base", SIXTEEN, TILE, "reinterpret_cast<uintptr_t>(data) % 16 != 0", "data == nullptr", (3, 4)),
