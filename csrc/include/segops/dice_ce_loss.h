@@ -8,12 +8,6 @@
 #pragma once
 #include "segops/types.h"
 
-#ifdef __CUDACC__
-#define SEGOPS_HOST_DEVICE __host__ __device__
-#else
-#define SEGOPS_HOST_DEVICE
-#endif
-
 namespace segops {
 
 struct DiceCeLossInputs {

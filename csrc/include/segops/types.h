@@ -6,6 +6,13 @@
 // Of the libraries' own functions, only those that another library of segops calls are visible.
 #define SEGOPS_EXPORT __attribute__((visibility("default")))
 
+// On functions that kernels of the host and of the device share.
+#ifdef __CUDACC__
+#define SEGOPS_HOST_DEVICE __host__ __device__
+#else
+#define SEGOPS_HOST_DEVICE
+#endif
+
 namespace segops {
 
 enum class Dtype : int32_t { float32, float64, bfloat16, float16, uint8, int16, int32, int64 };
