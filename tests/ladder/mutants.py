@@ -126,17 +126,17 @@ def main() -> int:
     if options.table:
         print(expected())
         return 0
-    chosen = {
-        operator: [mutant for mutant in operator.mutants if not options.only or mutant.name in options.only]
+    chosen = [
+        (operator, [mutant for mutant in operator.mutants if not options.only or mutant.name in options.only])
         for operator in operators().values()
         if not options.op or operator.name in options.op
-    }
-    if not any(chosen.values()):
+    ]
+    if not any(mutants for _, mutants in chosen):
         names = (mutant.name for operator in operators().values() for mutant in operator.mutants)
         parser.error("no such mutant; there are: " + ", ".join(names))
     print(f"| {' | '.join([*HEADER, 'the highest says'])} |\n{'|---' * (len(HEADER) + 1)}|")
     findings = []
-    for operator, mutants in chosen.items():
+    for operator, mutants in chosen:
         for finding in judge(operator, mutants, options.jobs) if mutants else ():
             findings.append(finding)
             print(row(operator, finding), flush=True)
