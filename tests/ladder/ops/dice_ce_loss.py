@@ -95,7 +95,7 @@ LIMITS = (
     Limit(r"dice_ce_loss_(?:forward|backward)(?:_sweep)?<double, .*>", 255, 48, 48, calls=OF_DOUBLE),
     Limit("dice_ce_loss_combine", 64, calls=INDEX),
     Limit("dice_ce_loss_value", 64, calls=OF_DOUBLE),
-    # 128-bit accesses of the Triton kernels depend on the case: tests/triton/test_sass.py.
+    # 128-bit accesses of the Triton kernels depend on the case: tests/triton/test_dice_ce_loss_sass.py.
     Limit(r"triton dice_ce_loss_value .*", 128, 64, 64, calls=("subroutine",)),
     Limit(r"triton dice_ce_loss_(?:statistics_tile|statistics_sweep|sums|backward_tile|backward_sweep) .*", 128),
 )
