@@ -1,21 +1,32 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterable
 
 import pytest
 
-from tests.ladder import driver
+from tests.ladder.driver import Drivers
+from tests.ladder.operator import Operator, operators
 
 
 @pytest.fixture(scope="session")
-def dice_ce_loss_driver(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Builds the driver of dice_ce_loss in a variant, once."""
-    done: dict[str, Path] = {}
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> Drivers:
+    return Drivers(tmp_path_factory.mktemp("drivers"))
 
-    def get(variant: str) -> Path:
-        if variant not in done:
-            done[variant] = driver.build(variant, tmp_path_factory.mktemp(f"driver_{variant}"))
-        return done[variant]
 
-    return get
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `operator` runs for each; with `cases`, `large` or `traffic`, for each of those of each."""
+    found = operators().values()
+    for name in ("cases", "large", "traffic"):
+        if name in metafunc.fixturenames:
+            pairs = [(operator, *part) for operator in found for part in parts(operator, name)]
+            ids = [f"{operator.name}-{shown}" for operator, shown, _ in pairs]
+            metafunc.parametrize(("operator", name), [(operator, part) for operator, _, part in pairs], ids=ids)
+            return
+    if "operator" in metafunc.fixturenames:
+        metafunc.parametrize("operator", found, ids=lambda operator: operator.name)
+
+
+def parts(operator: Operator, name: str) -> Iterable[tuple[str, object]]:
+    if name == "traffic":
+        return ((traffic.shown, traffic) for traffic in operator.traffic)
+    return getattr(operator, name).items()

@@ -1,4 +1,4 @@
-"""Builds and runs tests/csrc/simt_dice_ce_loss.cpp: the CUDA kernels on the host execution against the CPU kernels."""
+"""Builds and runs the drivers of tests/csrc: CUDA kernels on the host execution against the CPU kernels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.ladder.operator import Operator
 from tests.simt.build import COMMON, MODES, ROOT, VARIANTS, includes
 
-DRIVER = ROOT / "tests/csrc/simt_dice_ce_loss.cpp"
-CPU = ("dice_ce_loss.cpp", "isa.cpp")
 CPU_FLAGS = ["-std=c++20", "-O3", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math", "-DSEGOPS_ISA=baseline"]
 CPU_FLAGS += ["-DSEGOPS_ISA_IS_BASELINE", "-DSEGOPS_ONE_LEVEL", "-Icsrc/include", "-Icsrc/cpu"]
-KERNELS = ("dice_ce_loss.cu", "dice_ce_loss_backward.cu", "dice_ce_loss_value.cu")
 
 
 class BuildError(RuntimeError):
@@ -29,58 +27,88 @@ def _run(command: Sequence[str | Path]) -> None:
         raise BuildError(f"{' '.join(map(str, command))}\n{done.stderr}")
 
 
-def _compile(jobs: Iterable[list[str | Path]], workers: int) -> None:
+def _compile(jobs: Sequence[tuple[list[str], Path]], folder: Path, workers: int) -> list[Path]:
+    """The objects of sources, each with the command that compiles it."""
+    objects = [folder / (source.name + ".o") for _, source in jobs]
+
+    def compile_one(job: tuple[list[str], Path], target: Path) -> None:
+        command, source = job
+        _run([*command, "-c", source, "-o", target])
+
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(_run, jobs))
-
-
-def compile_rest(name: str, folder: Path, workers: int = 2) -> list[Path]:
-    """Objects of a variant that are not kernels: the host execution, the CPU kernels and the driver."""
-    variant = VARIANTS[name]
-    host = [variant.compiler, *COMMON, *variant.flags, *includes()]
-    sources = [(host, ROOT / "csrc/simt" / source) for source in variant.sources] + [(host, DRIVER)]
-    sources += [([variant.compiler, *CPU_FLAGS], ROOT / "csrc/cpu" / source) for source in CPU]
-    objects = [folder / (source.name + ".o") for _, source in sources]
-    _compile(
-        ([*command, "-c", source, "-o", target] for (command, source), target in zip(sources, objects, strict=True)),
-        workers,
-    )
+        list(pool.map(compile_one, jobs, objects))
     return objects
+
+
+def _host(variant: str) -> list[str]:
+    chosen = VARIANTS[variant]
+    return [chosen.compiler, *COMMON, *chosen.flags, *includes()]
+
+
+def _cpu(variant: str) -> list[str]:
+    return [VARIANTS[variant].compiler, *CPU_FLAGS]
 
 
 def compile_kernels(
-    name: str, folder: Path, kernels: Sequence[str] = KERNELS, csrc: Path = ROOT / "csrc", workers: int = 2
-) -> list[Path]:
-    """Objects of the kernels of a variant, from the sources under `csrc`."""
-    variant = VARIANTS[name]
+    operator: Operator,
+    variant: str,
+    folder: Path,
+    kernels: Sequence[str] | None = None,
+    csrc: Path = ROOT / "csrc",
+    workers: int = 2,
+) -> dict[str, Path]:
+    """Objects of the CUDA kernels (default: all) of an operator by file, from the sources under `csrc`."""
+    chosen = VARIANTS[variant]
     # The header of the kernels includes that of the host execution by its relative path.
     paths = [f"-I{csrc / 'include'}", f"-I{csrc / 'cuda'}", f"-I{csrc / 'simt'}"]
-    command = [variant.compiler, *COMMON, *variant.flags, *variant.kernel_flags, *paths, *includes(), "-x", "c++"]
-    objects = [folder / (kernel + ".o") for kernel in kernels]
-    _compile(
-        (
-            [*command, "-c", csrc / "cuda" / kernel, "-o", target]
-            for kernel, target in zip(kernels, objects, strict=True)
-        ),
-        workers,
-    )
-    return objects
+    command = [chosen.compiler, *COMMON, *chosen.flags, *chosen.kernel_flags, *paths, *includes(), "-x", "c++"]
+    names = operator.cuda if kernels is None else kernels
+    objects = _compile([(command, csrc / "cuda" / name) for name in names], folder, workers)
+    return dict(zip(names, objects, strict=True))
 
 
-def link(name: str, objects: Sequence[Path], target: Path) -> Path:
-    variant = VARIANTS[name]
-    _run([variant.compiler, *variant.link_flags, *objects, "-o", target])
-    return target
+def compile_rest(operator: Operator, variant: str, folder: Path, workers: int = 2) -> list[Path]:
+    """Objects of an operator's driver and CPU kernels."""
+    jobs = [(_host(variant), operator.driver)]
+    jobs += [(_cpu(variant), ROOT / "csrc/cpu" / name) for name in operator.cpu]
+    return _compile(jobs, folder, workers)
 
 
-def build(name: str, folder: Path) -> Path:
-    """The driver in a variant of tests.simt.build."""
-    return link(name, compile_kernels(name, folder) + compile_rest(name, folder), folder / "driver")
+class Drivers:
+    """Drivers of operators in the variants of tests.simt.build, each built once in `folder`."""
 
+    def __init__(self, folder: Path, workers: int = 2) -> None:
+        self.folder = folder
+        self.workers = workers
+        self._runtimes: dict[str, list[Path]] = {}
+        self._programs: dict[tuple[str, str], Path] = {}
 
-def case(**options: object) -> str:
-    """A line for the driver."""
-    return " ".join(f"{key}={int(value) if isinstance(value, bool) else value}" for key, value in options.items())
+    def runtime(self, variant: str) -> list[Path]:
+        """Objects of a variant that every driver has: the host execution, and the CPU kernels' choice of a level."""
+        if variant not in self._runtimes:
+            jobs = [(_host(variant), ROOT / "csrc/simt" / source) for source in VARIANTS[variant].sources]
+            jobs.append((_cpu(variant), ROOT / "csrc/cpu/isa.cpp"))
+            self._runtimes[variant] = _compile(jobs, self._place(variant), self.workers)
+        return self._runtimes[variant]
+
+    def __call__(self, operator: Operator, variant: str) -> Path:
+        key = (operator.name, variant)
+        if key not in self._programs:
+            place = self._place(variant, operator.name)
+            objects = [*compile_kernels(operator, variant, place, workers=self.workers).values()]
+            objects += compile_rest(operator, variant, place, self.workers)
+            self._programs[key] = self.link(variant, objects, place / "driver")
+        return self._programs[key]
+
+    def link(self, variant: str, objects: Sequence[Path], target: Path) -> Path:
+        chosen = VARIANTS[variant]
+        _run([chosen.compiler, *chosen.link_flags, *objects, *self.runtime(variant), "-o", target])
+        return target
+
+    def _place(self, *names: str) -> Path:
+        place = self.folder.joinpath(*names)
+        place.mkdir(parents=True, exist_ok=True)
+        return place
 
 
 def in_all_modes(cases: Iterable[str]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Plants bugs in dice_ce_loss's CUDA kernels and tells which rung catches each: ``python -m tests.ladder.mutants``.
+"""Plants bugs in the CUDA kernels and tells which rung catches each: ``python -m tests.ladder.mutants [--op NAME]``.
 
-A rung is the driver in one build of the host execution: 3 plain, 4 with every access checked, 5 under sanitizers. Each
-mutant names those that must catch it, and only they run; where one of them does not, the exit status is 1. So it is
-where a mutant's text is not in the kernels as often as it says: the list follows the kernels.
+A rung is an operator's driver in one build of the host execution: 3 plain, 4 with every access checked, 5 under
+sanitizers. Each mutant (tests/ladder/ops) names those that must catch it, and only they run; where one of them does
+not, the exit status is 1. So it is where a mutant's text is not in the kernels as often as it says: the list follows
+the kernels. ``--table`` runs nothing and prints what is expected, which is mutants.md.
 """
 
 from __future__ import annotations
@@ -12,229 +13,16 @@ import dataclasses
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks.compare import table
 from tests.ladder import driver
-from tests.ladder.driver import case
-from tests.simt.build import ROOT
+from tests.ladder.operator import ROOT, Mutant, Operator, operators
 
-VARIANT_OF_RUNG = {3: "plain", 4: "race", 5: "asan"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Mutant:
-    name: str
-    bug: str  # as verification.md's list of planted bugs has it, or of that kind
-    file: str  # under csrc/cuda
-    text: str
-    replacement: str
-    rungs: tuple[int, ...]  # that must catch it, and run
-    count: int = 1  # occurrences of the text
-
-    def apply(self, csrc: Path) -> None:
-        path = csrc / "cuda" / self.file
-        source = path.read_text()
-        if source.count(self.text) != self.count:
-            raise ValueError(
-                f"{self.name}: {source.count(self.text)} times in {self.file}, not {self.count}: {self.text!r}"
-            )
-        path.write_text(source.replace(self.text, self.replacement))
-
-    @property
-    def kernels(self) -> tuple[str, ...]:
-        return (self.file,) if self.file in driver.KERNELS else driver.KERNELS
-
-
-FORWARD, BACKWARD = "dice_ce_loss.cu", "dice_ce_loss_backward.cu"
-TILE, ROWS, SWEEP = "dice_ce_loss_tile.cuh", "dice_ce_loss_rows.cuh", "dice_ce_loss_sweep.cuh"
-REDUCE = "reduce.cuh"
-UNREAD, REWRITTEN = "missing barrier before reading a reduction buffer", "missing barrier before rewriting it"
-EARLY, PAST = "shuffle loop that ends early", "store one past the row"
-SIXTEEN, PIPELINE = "16-byte access that ignores tail or alignment", "cp.async pipeline without wait or barrier"
-PLAIN_ADD, WRONG = "plain increment instead of atomicAdd", "wrong element"
-
-MUTANTS = (
-    Mutant(
-        "block sum read at once",
-        UNREAD,
-        REDUCE,
-        "scratch[warp] = v;\n  SYNC_THREADS();\n",
-        "scratch[warp] = v;\n",
-        (3, 4),
-    ),
-    Mutant(
-        "block sum's buffer used again",
-        REWRITTEN,
-        REDUCE,
-        "v = warp_sum(v);\n  SYNC_THREADS();\n",
-        "v = warp_sum(v);\n",
-        (4,),
-    ),
-    Mutant(
-        "tables read at once",
-        UNREAD,
-        BACKWARD,
-        "RowLayout(classes, sizeof(T))};\n  SYNC_THREADS();\n",
-        "RowLayout(classes, sizeof(T))};\n",
-        (4,),
-    ),
-    Mutant(
-        "swept labels read at once",
-        UNREAD,
-        BACKWARD,
-        "SYNC_THREADS();\n    Pixels<A, V> pixels;",
-        "Pixels<A, V> pixels;",
-        (3, 4),
-    ),
-    Mutant(
-        "maxima of warps read at once",
-        UNREAD,
-        SWEEP,
-        "all_extra[at] = (*extra)[v];\n    }\n    SYNC_THREADS();\n",
-        "all_extra[at] = (*extra)[v];\n    }\n",
-        (3, 4),
-    ),
-    Mutant(
-        "argmax of warps read at once",
-        UNREAD,
-        SWEEP,
-        "SYNC_THREADS();  // at_label, best and winner are there, and the maxima have been read",
-        "",
-        (4,),
-    ),
-    Mutant(
-        "warp's labels read at once",
-        UNREAD,
-        TILE,
-        "labels, values, bad);\n    SYNC_WARP();\n    take(",
-        "labels, values, bad);\n    take(",
-        (3, 4),
-    ),
-    Mutant("warp's labels written early", REWRITTEN, TILE, "SYNC_WARP();  // the tile before has been read", "", (4,)),
-    Mutant("warp sum ends early", EARLY, REDUCE, "mask > 0; mask /= 2) v +=", "mask > 1; mask /= 2) v +=", (3,)),
-    Mutant(
-        "warp sums end early", EARLY, REDUCE, "rest > 0; rest /= 2) total +=", "rest > 1; rest /= 2) total +=", (3,)
-    ),
-    Mutant(
-        "bad labels' merge ends early",
-        EARLY,
-        REDUCE,
-        "mask > 0; mask /= 2)\n    bad = merge",
-        "mask > 1; mask /= 2)\n    bad = merge",
-        (3,),
-    ),
-    Mutant("plane's tail", PAST, BACKWARD, "if (at < count) plane[at]", "if (at <= count) plane[at]", (3, 4, 5)),
-    Mutant(
-        "row's tail",
-        PAST,
-        ROWS,
-        "if (k < classes && lane_id() < count) own[k]",
-        "if (k <= classes && lane_id() < count) own[k]",
-        (3, 4),
-    ),
-    Mutant(
-        "chunk's tail",
-        PAST,
-        TILE,
-        "count = static_cast<int>(rest < plan.chunk ? rest : plan.chunk);",
-        "count = static_cast<int>(rest > 0 ? plan.chunk : rest);",
-        (3, 4, 5),
-    ),
-    Mutant("any base", SIXTEEN, TILE, "reinterpret_cast<uintptr_t>(data) % 16 != 0", "data == nullptr", (3, 4)),
-    Mutant("any number of pixels", SIXTEEN, TILE, "whole(stride_c) && whole(in.pixels)", "whole(stride_c)", (3, 4, 5)),
-    Mutant("store of a whole tile", SIXTEEN, BACKWARD, "if (lane_id() * V < count) x.store", "x.store", (3, 4, 5)),
-    Mutant("load of a whole tile", SIXTEEN, TILE, "inside = lane_id() * V < count", "inside = true", (4, 5)),
-    Mutant("no wait for cp.async", PIPELINE, ROWS, "device::cp_async_wait<0>();", "", (3,)),
-    Mutant("wait one group short", PIPELINE, ROWS, "device::cp_async_wait<0>();", "device::cp_async_wait<1>();", (3,)),
-    Mutant(
-        "no barrier after the wait",
-        PIPELINE,
-        ROWS,
-        "stage(tile, shared, layout, lane_id(), device::kWarp);\n    SYNC_WARP();\n",
-        "stage(tile, shared, layout, lane_id(), device::kWarp);\n",
-        (3, 4),
-    ),
-    Mutant(
-        "no barrier before the gradient's rows leave",
-        PIPELINE,
-        ROWS,
-        "SYNC_WARP();\n    unstage(",
-        "unstage(",
-        (3, 4),
-    ),
-    Mutant(
-        "no barrier before the swept gradient's rows leave",
-        PIPELINE,
-        BACKWARD,
-        "SYNC_THREADS();  // all groups are there",
-        "",
-        (3, 4),
-    ),
-    Mutant(
-        "confusion counted in shared memory",
-        PLAIN_ADD,
-        FORWARD,
-        "device::atomic_add(counts + label[v] * classes + winner[v], 1u)",
-        "++counts[label[v] * classes + winner[v]]",
-        (4,),
-    ),
-    Mutant(
-        "confusion counted in global memory",
-        PLAIN_ADD,
-        FORWARD,
-        "device::atomic_add(reinterpret_cast<unsigned long long*>(p.confusion) + i, confusion[i])",
-        "p.confusion[i] += confusion[i]",
-        (4,),
-    ),
-    Mutant("last of equals", WRONG, SWEEP, "(tie && other < chosen)", "(tie && other > chosen)", (3,)),
-    Mutant(
-        "ignored logits stay",
-        WRONG,
-        TILE,
-        "if (label[v] < 0) x[k].set(v, 0);",
-        "if (label[v] < -1) x[k].set(v, 0);",
-        (3,),
-    ),
-    Mutant(
-        "ignored pixels have a gradient", WRONG, BACKWARD, "return label < 0 ? A(0) : result;", "return result;", (3,)
-    ),
-    Mutant(
-        "derivative of another sum",
-        WRONG,
-        BACKWARD,
-        "device::load(grad + classes + c)",
-        "device::load(grad + c)",
-        (3,),
-    ),
-    Mutant("weight of another class", WRONG, FORWARD, "* class_weight[pixels.label[v]]", "* class_weight[0]", (3,)),
-    Mutant("gradient's weight of another class", WRONG, BACKWARD, "tables.weight[known]", "tables.weight[0]", (3,)),
-    Mutant(
-        "more shared memory than allowed",
-        "launch that the device refuses",
-        FORWARD,
-        "OPT_IN_SHARED((dice_ce_loss_forward_kernel<T, K, kRows>), shared.bytes)",
-        "cudaSuccess",
-        (3, 4),
-    ),
-)
-
-#: Small, and each kernel with several tiles a warp, tails, gaps and odd bases.
-CASES = driver.in_all_modes(
-    [
-        case(c=5, s=1060, n=2, layout="planar", weight=1, ignore=0.2, squared=1, confusion=1, bad=29),
-        case(c=5, s=1061, layout="planar", pad=3, pixel_weight=1, ignore=0.1),
-        case(c=5, s=92, layout="planar", offset=1, map=1, smoothing=0.1, weight=1),
-        case(c=5, s=31, layout="planar", pad=1),
-        case(dtype="bfloat16", c=16, s=300, layout="channels_last", ignore=0.2, squared=1, map=1),
-        case(c=5, s=164, n=2, layout="channels_last", weight=1, pixel_weight=1, bad=41),
-        case(c=41, s=300, n=2, layout="planar", smoothing=0.1, weight=1, squared=1, confusion=1, ignore=0.2, bad=29),
-        case(dtype="bfloat16", c=40, s=75, layout="channels_last", map=1, confusion=1, pixel_weight=1),
-        case(c=41, s=72, layout="channels_last", weight=1),
-        case(c=32, s=64, layout="planar", n=2, weight=1),
-    ]
-)
+RUNGS = {3: "plain", 4: "race", 5: "asan"}
+HEADER = ("operator", "mutant", "planted bug", "file", "3 plain", "4 race", "5 sanitizers")
 
 
 @dataclasses.dataclass
@@ -249,51 +37,72 @@ class Finding:
 
 
 class Bench:
-    """Everything that mutants share, built once in `folder`."""
+    """Everything that the mutants of an operator share, built once."""
 
-    def __init__(self, folder: Path, rungs: set[int], jobs: int) -> None:
-        self.folder = folder
+    def __init__(self, operator: Operator, drivers: driver.Drivers, rungs: Iterable[int]) -> None:
+        self.operator = operator
+        self.drivers = drivers
+        self.cases = driver.in_all_modes(operator.mutant_cases)
         self.rest: dict[int, list[Path]] = {}
         self.kernels: dict[int, dict[str, Path]] = {}
         for rung in sorted(rungs):
-            name = VARIANT_OF_RUNG[rung]
-            place = folder / name
+            variant = RUNGS[rung]
+            place = drivers.folder / f"{operator.name}_{variant}"
             place.mkdir()
-            self.rest[rung] = driver.compile_rest(name, place, jobs)
-            objects = driver.compile_kernels(name, place, workers=jobs)
-            self.kernels[rung] = dict(zip(driver.KERNELS, objects, strict=True))
-            program = driver.link(name, [*objects, *self.rest[rung]], place / "driver")
-            if wrong := driver.failures(program, CASES):
+            self.rest[rung] = driver.compile_rest(operator, variant, place, drivers.workers)
+            self.kernels[rung] = driver.compile_kernels(operator, variant, place, workers=drivers.workers)
+            program = drivers.link(variant, [*self.kernels[rung].values(), *self.rest[rung]], place / "driver")
+            if wrong := driver.failures(program, self.cases):
                 raise RuntimeError(f"without a mutant, rung {rung} has failures:\n" + "\n".join(wrong))
 
     def judge(self, mutant: Mutant) -> Finding:
-        place = Path(tempfile.mkdtemp(dir=self.folder))
+        place = Path(tempfile.mkdtemp(dir=self.drivers.folder))
         csrc = place / "csrc"
         for part in ("include", "cuda", "simt"):
             shutil.copytree(ROOT / "csrc" / part, csrc / part)
         mutant.apply(csrc)
+        files = (mutant.file,) if mutant.file in self.operator.cuda else self.operator.cuda
         caught: dict[int, str] = {}
         for rung in self.rest:
             if rung not in mutant.rungs:
                 continue
-            name = VARIANT_OF_RUNG[rung]
-            changed = driver.compile_kernels(name, place, mutant.kernels, csrc, workers=1)
-            objects = {**self.kernels[rung], **dict(zip(mutant.kernels, changed, strict=True))}
-            program = driver.link(name, [*objects.values(), *self.rest[rung]], place / "driver")
-            if wrong := driver.wrong(driver.run(program, CASES, only_first=True, timeout=120)):
+            variant = RUNGS[rung]
+            changed = driver.compile_kernels(self.operator, variant, place, files, csrc, workers=1)
+            objects = {**self.kernels[rung], **changed}
+            program = self.drivers.link(variant, [*objects.values(), *self.rest[rung]], place / "driver")
+            if wrong := driver.wrong(driver.run(program, self.cases, only_first=True, timeout=120)):
                 caught[rung] = wrong[0].replace(f"{csrc}/", "")
         shutil.rmtree(place)
         return Finding(mutant, caught, [rung for rung in mutant.rungs if rung in self.rest and rung not in caught])
 
 
-def judge(mutants: list[Mutant], jobs: int = 2, rungs: set[int] | None = None) -> Iterator[Finding]:
-    """What the rungs (default: all that a mutant needs) say of each mutant."""
-    rungs = rungs or set().union(*(mutant.rungs for mutant in mutants))
+def judge(
+    operator: Operator, mutants: Sequence[Mutant], jobs: int = 2, rungs: set[int] | None = None
+) -> Iterator[Finding]:
+    """What the rungs (default: all that a mutant needs) say of each mutant of an operator."""
+    rungs = rungs or {rung for mutant in mutants for rung in mutant.rungs}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(Bench(Path(folder), rungs, jobs).judge, mutants)
+        yield from pool.map(Bench(operator, driver.Drivers(Path(folder), jobs), rungs).judge, mutants)
 
 
-def row(finding: Finding) -> str:
+def expected() -> str:
+    """The page that says what each mutant is, and which rungs catch it."""
+    rows = [
+        (operator.name, mutant.name, mutant.bug, mutant.file, *("caught" if r in mutant.rungs else "-" for r in RUNGS))
+        for operator in operators().values()
+        for mutant in operator.mutants
+    ]
+    about = (
+        "# The planted bugs",
+        "`make mutants` plants each of these into a copy of the source, builds the rungs that are to catch it and runs "
+        'until one of its cases fails there. "-": that rung is not expected to see it. Written by '
+        "`python -m tests.ladder.mutants --table`.",
+        table(HEADER, rows),
+    )
+    return "\n\n".join(about)
+
+
+def row(operator: Operator, finding: Finding) -> str:
     def cell(rung: int) -> str:
         if rung in finding.caught:
             return "caught"
@@ -303,28 +112,37 @@ def row(finding: Finding) -> str:
     said = said[said.find("data race") :] if "data race" in said else said
     said = (said if len(said) <= 160 else said[:157] + "...").replace("|", "\\|")
     mutant = finding.mutant
-    return f"| {mutant.name} | {mutant.bug} | {mutant.file} | {cell(3)} | {cell(4)} | {cell(5)} | {said} |"
+    cells = (operator.name, mutant.name, mutant.bug, mutant.file, *(cell(rung) for rung in RUNGS), said)
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--op", action="append", choices=operators(), help="one operator; may be repeated")
     parser.add_argument("--only", action="append", metavar="NAME", help="one mutant; may be repeated")
+    parser.add_argument("--table", action="store_true", help="print what is expected, and run nothing")
     parser.add_argument("--jobs", type=int, default=2)
-    chosen = parser.parse_args()
-    mutants = [mutant for mutant in MUTANTS if not chosen.only or mutant.name in chosen.only]
-    if not mutants:
-        parser.error("no such mutant; there are: " + ", ".join(mutant.name for mutant in MUTANTS))
-    print("| mutant | planted bug | file | rung 3 plain | rung 4 race | rung 5 sanitizers | the highest says |")
-    print("|---|---|---|---|---|---|---|")
+    options = parser.parse_args()
+    if options.table:
+        print(expected())
+        return 0
+    chosen = [
+        (operator, [mutant for mutant in operator.mutants if not options.only or mutant.name in options.only])
+        for operator in operators().values()
+        if not options.op or operator.name in options.op
+    ]
+    if not any(mutants for _, mutants in chosen):
+        names = (mutant.name for operator in operators().values() for mutant in operator.mutants)
+        parser.error("no such mutant; there are: " + ", ".join(names))
+    print(f"| {' | '.join([*HEADER, 'the highest says'])} |\n{'|---' * (len(HEADER) + 1)}|")
     findings = []
-    for finding in judge(mutants, chosen.jobs):
-        findings.append(finding)
-        print(row(finding), flush=True)
+    for operator, mutants in chosen:
+        for finding in judge(operator, mutants, options.jobs) if mutants else ():
+            findings.append(finding)
+            print(row(operator, finding), flush=True)
     survivors = [finding.mutant.name for finding in findings if finding.survived]
-    print(
-        f"\n{len(findings)} mutants, {len(survivors)} not caught as they should be"
-        + "".join(f"\n- {n}" for n in survivors)
-    )
+    print(f"\n{len(findings)} mutants, {len(survivors)} not caught as they should be")
+    print("".join(f"- {name}\n" for name in survivors), end="")
     return 1 if survivors else 0
 
 

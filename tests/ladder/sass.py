@@ -1,8 +1,8 @@
 """The machine code of all device kernels, with limits: `make sass`, on any machine with the CUDA library built.
 
-The CUDA kernels are taken out of libsegops_cuda.so, the Triton kernels are compiled ahead of time. Counts are static,
-over the whole kernel: no time may be claimed from them. Run it as ``python -m tests.ladder.sass``; the exit status is 1
-if a limit is broken.
+Limits are the operators' (tests/ladder/ops). The CUDA kernels are taken out of libsegops_cuda.so, the Triton kernels
+are compiled ahead of time. Counts are static, over the whole kernel: no time may be claimed from them. Run it as
+``python -m tests.ladder.sass``; the exit status is 1 if a limit is broken.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from benchmarks.compare import table
 from tests.ladder import triton_sass
+from tests.ladder.operator import Limit, operators
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "segops" / "lib" / "libsegops_cuda.so"
@@ -99,86 +100,34 @@ SUBROUTINES = {
 }
 
 
-@dataclass(frozen=True)
-class Limit:
-    """What one family of kernels must keep to, on every architecture.
-
-    Attributes:
-        family: a regular expression for the whole name of a kernel. The first limit that matches is a row's.
-        registers: of a thread, at most.
-        spill_bytes, stack: at most.
-        at_least: of an instruction, where the layout of the data promises it.
-        calls: the subroutines of `SUBROUTINES` that may occur.
-    """
-
-    family: str
-    registers: int
-    spill_bytes: int = 0
-    stack: int = 0
-    at_least: dict[str, int] = field(default_factory=dict)
-    calls: tuple[str, ...] = ()
-
-    def broken_by(self, row: Row) -> list[str]:
-        found = [
-            f"{what} {getattr(row, what)} > {getattr(self, what)}"
-            for what in ("registers", "spill_bytes", "stack")
-            if getattr(row, what) > getattr(self, what)
-        ]
-        found += [
-            f"{what} {row.counts.get(what, 0)} < {n}"
-            for what, n in self.at_least.items()
-            if row.counts.get(what, 0) < n
-        ]
-        return found + [f"call of {name}" for name in row.calls if name not in self.calls]
+#: Of kernels that several operators use.
+SHARED_LIMITS = (Limit("(?:note|take)_bad_data", 32),)
 
 
-_HALF_OR_SINGLE = "(?:float|bfloat16|float16)"
-_INDEX = ("div_s64", "rem_s64")
-_COLLECTIVES = ("warpsync", "shflsync_bfly_p", "votesync_any")
-_OF_FLOAT = (*_INDEX, *_COLLECTIVES, "rcp_rn_f32_slowpath", "div_rn_f64_full")
-_OF_DOUBLE = (*_INDEX, *_COLLECTIVES, "div_rn_f64_full", "dblrcp_rn_slowpath_v3")
-
-#: 65536 registers are 8 warps a multiprocessor at 255, 16 at 128. The kernels that hold all logits of a pixel hide
-#: latency by their many loads in flight and not by many warps.
-LIMITS = (
-    # 16-bit logits of many classes, 4 pixels a lane (kOwned in dice_ce_loss_tile.cuh): 8 bytes.
-    Limit(r"dice_ce_loss_forward<b?float16, (24|32), planar>", 255, at_least={"ldg64": 24}, calls=_OF_FLOAT),
-    Limit(
-        r"dice_ce_loss_backward<b?float16, (24|32), planar>",
-        255,
-        at_least={"ldg64": 24, "stg64": 24},
-        calls=_OF_FLOAT,
-    ),
-    Limit(rf"dice_ce_loss_forward<{_HALF_OR_SINGLE}, \d+, planar>", 255, at_least={"ldg128": 8}, calls=_OF_FLOAT),
-    Limit(
-        rf"dice_ce_loss_backward<{_HALF_OR_SINGLE}, \d+, planar>",
-        255,
-        at_least={"ldg128": 8, "stg128": 8},
-        calls=_OF_FLOAT,
-    ),
-    # Rows are copied through shared memory, 16 bytes at a time.
-    Limit(rf"dice_ce_loss_forward<{_HALF_OR_SINGLE}, \d+, rows>", 128, 0, 0, {"ldgsts": 1, "lds128": 1}, _OF_FLOAT),
-    Limit(rf"dice_ce_loss_backward<{_HALF_OR_SINGLE}, \d+, rows>", 128, 0, 0, {"ldgsts": 1, "stg128": 1}, _OF_FLOAT),
-    Limit(rf"dice_ce_loss_forward_sweep<{_HALF_OR_SINGLE}, planar>", 248, 0, 0, {"ldg128": 8}, _OF_FLOAT),
-    Limit(rf"dice_ce_loss_backward_sweep<{_HALF_OR_SINGLE}, planar>", 248, 0, 0, {"ldg128": 8, "stg128": 8}, _OF_FLOAT),
-    Limit(rf"dice_ce_loss_forward_sweep<{_HALF_OR_SINGLE}, rows>", 128, 0, 0, {"ldgsts": 1, "lds128": 1}, _OF_FLOAT),
-    Limit(rf"dice_ce_loss_backward_sweep<{_HALF_OR_SINGLE}, rows>", 128, 0, 0, {"ldgsts": 1, "stg128": 1}, _OF_FLOAT),
-    Limit(r"dice_ce_loss_\w+<double, .*>", 255, 48, 48, calls=_OF_DOUBLE),
-    Limit("dice_ce_loss_combine", 64, calls=_INDEX),
-    Limit("dice_ce_loss_value", 64, calls=_OF_DOUBLE),
-    Limit("(?:note|take)_bad_data", 32),
-    # 128-bit accesses of the Triton kernels depend on the case: tests/triton/test_sass.py.
-    Limit(r"triton dice_ce_loss_value .*", 128, 64, 64, calls=("subroutine",)),
-    Limit(r"triton dice_ce_loss_.*", 128),
-)
+def problems_of(row: Row, limit: Limit) -> list[str]:
+    found = [
+        f"{what} {getattr(row, what)} > {getattr(limit, what)}"
+        for what in ("registers", "spill_bytes", "stack")
+        if getattr(row, what) > getattr(limit, what)
+    ]
+    found += [
+        f"{what} {row.counts.get(what, 0)} < {n}" for what, n in limit.at_least.items() if row.counts.get(what, 0) < n
+    ]
+    return found + [f"call of {name}" for name in row.calls if name not in limit.calls]
 
 
 def broken(rows: Iterable[Row]) -> list[str]:
-    """One line for each row that no limit is stated for, or that breaks its own."""
+    """One line for each row that breaks its limit, or that no limit or limits of several operators are stated for."""
+    stated = [SHARED_LIMITS, *(operator.limits for operator in operators().values())]
     found = []
     for row in rows:
-        limit = next((limit for limit in LIMITS if re.fullmatch(limit.family, row.kernel)), None)
-        problems = ["no limit is stated for it"] if limit is None else limit.broken_by(row)
+        # The first that matches of each operator.
+        own = [next((limit for limit in limits if re.fullmatch(limit.family, row.kernel)), None) for limits in stated]
+        matching = [limit for limit in own if limit is not None]
+        if len(matching) == 1:
+            problems = problems_of(row, matching[0])
+        else:
+            problems = ["several operators state a limit for it" if matching else "no limit is stated for it"]
         if problems:
             found.append(f"{row.kernel} for sm_{row.arch}: {'; '.join(problems)}")
     return found

@@ -1,10 +1,11 @@
-"""dice_ce_loss's kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a process of their own."""
+"""The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a process of their own."""
 
 from __future__ import annotations
 
-from tests.ladder import cases, driver
+from tests.ladder.driver import Drivers, failures, in_turn
+from tests.ladder.operator import Operator
 
 
-def test_no_overrun_misalignment_or_overflow(dice_ce_loss_driver):
-    lines = driver.in_turn(cases.every_template() + cases.every_option())
-    assert driver.failures(dice_ce_loss_driver("asan"), lines, timeout=120) == []
+def test_no_overrun_misalignment_or_overflow(drivers: Drivers, operator: Operator) -> None:
+    lines = in_turn(line for group in operator.cases.values() for line in group)
+    assert failures(drivers(operator, "asan"), lines, timeout=120) == []

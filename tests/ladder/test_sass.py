@@ -9,7 +9,10 @@ from dataclasses import replace
 import pytest
 
 from tests.ladder import sass
-from tests.ladder.sass import ARCHITECTURES, LIMITS, Row, broken
+from tests.ladder.operator import operators
+from tests.ladder.sass import ARCHITECTURES, Row, broken
+
+LIMITS = [*sass.SHARED_LIMITS, *(limit for operator in operators().values() for limit in operator.limits)]
 
 PLANAR = Row(
     "dice_ce_loss_backward<float, 24, planar>",

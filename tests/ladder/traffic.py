@@ -1,129 +1,125 @@
-"""What the kernels of dice_ce_loss move, counted by the host execution: ``python -m tests.ladder.traffic``.
+"""What the CUDA kernels move, counted by the host execution: ``python -m tests.ladder.traffic [--op NAME]``.
 
 Sectors of 32 bytes are counted request by request, as the memory system sees them before any cache: what a warp reads
 twice counts twice, and a row that begins within a sector costs that sector at both of its ends. The floor is what has
-to be moved: forward, logits and labels once; backward, the same and the gradient once. Bank conflicts are wavefronts of
-shared memory beyond the first of a request (of a half or a quarter of it for accesses of 8 and 16 bytes).
+to be moved. Bank conflicts are wavefronts of shared memory beyond the first of a request (of a half or a quarter of it
+for accesses of 8 and 16 bytes). Cases, floors and limits are the operators' (tests/ladder/ops); the exit status is 1 if
+a limit is broken.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import itertools
+import re
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.compare import table
 from tests.ladder import driver
+from tests.ladder.operator import Bytes, Moves, Traffic, operators
 
 SECTOR = 32
-BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
-CLASSES = (3, 19, 32, 150)
-PIXELS = 32768
-ODD_PIXELS = 181 * 181  # planes that begin anywhere, of nearly as many pixels
-LABEL_BYTES = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    dtype: str
-    classes: int
-    layout: str
-    aligned: bool = True
-
-    @property
-    def pixels(self) -> int:
-        return PIXELS if self.aligned else ODD_PIXELS
-
-    @property
-    def line(self) -> str:
-        return driver.case(dtype=self.dtype, c=self.classes, s=self.pixels, layout=self.layout, offset=not self.aligned)
-
-
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """One kernel's share; bytes are those of whole sectors."""
+class Counted:
+    """What one kernel has moved in a case; bytes are those of whole sectors."""
 
     kernel: str
     read: int
     written: int
-    read_floor: int
-    written_floor: int
     requests: int  # of shared memory, reads and writes
     wavefronts: int
     conflicts: int
-
-    @property
-    def read_ratio(self) -> float:
-        return self.read / self.read_floor if self.read_floor else 0.0
-
-    @property
-    def written_ratio(self) -> float:
-        return self.written / self.written_floor if self.written_floor else 0.0
 
     @property
     def conflicts_per_request(self) -> float:
         return self.conflicts / self.requests if self.requests else 0.0
 
 
-CONFIGS = [
-    *(Config(*choice) for choice in itertools.product(("float32", "bfloat16"), CLASSES, ("planar", "channels_last"))),
-    *(Config(*choice, aligned=False) for choice in itertools.product(("float32", "bfloat16"), CLASSES, ("planar",))),
-    *(Config(dtype, 19, "channels_last", aligned=False) for dtype in ("float32", "bfloat16")),
-]
-
-
-def measure(program: Path, config: Config) -> dict[str, Traffic]:
-    """Traffic of each kernel of forward and backward, by "forward", "combine" and "backward"."""
-    logits = config.classes * config.pixels * BYTES[config.dtype]
-    labels = config.pixels * LABEL_BYTES
-    floors = {"forward": (logits + labels, 0), "combine": (0, 0), "backward": (logits + labels, logits)}
-    result = {}
-    for counts in driver.counters(program, config.line):
-        name = counts["kernel"].strip("()").removeprefix("dice_ce_loss_").partition("<")[0].removesuffix("_kernel")
-        step = name.removesuffix("_sweep")
-        if step not in floors:
-            continue
+def count(program: Path, line: str) -> list[Counted]:
+    """Each kernel of a case, whatever its template arguments: what its launches have moved together."""
+    found: dict[str, Counted] = {}
+    for counts in driver.counters(program, line):
+        name = counts["kernel"].strip("()").partition("<")[0].removesuffix("_kernel")
         shared = [counts["shared_read"], counts["shared_write"]]
-        result[step] = Traffic(
-            name,
+        numbers = (
             SECTOR * counts["global_read"]["sectors"],
             SECTOR * counts["global_write"]["sectors"],
-            *floors[step],
             *(sum(part[key] for part in shared) for key in ("requests", "wavefronts", "conflicts")),
         )
-    return result
+        if name in found:
+            before = dataclasses.astuple(found[name])[1:]
+            numbers = tuple(a + b for a, b in zip(before, numbers, strict=True))
+        found[name] = Counted(name, *numbers)
+    return list(found.values())
 
 
-def rows(program: Path) -> Iterator[str]:
-    yield (
-        "| kernel | dtype | C | layout | read, bytes | / floor | written, bytes | / floor "
-        "| shared wavefronts | conflicts per request |"
-    )
-    yield "|---|---|---:|---|---:|---:|---:|---:|---:|---:|"
-    for config in CONFIGS:
-        layout = config.layout + ("" if config.aligned else ", unaligned")
-        for traffic in measure(program, config).values():
-            ratios = [
-                f"{ratio:.3f}" if floor else "-"
-                for ratio, floor in (
-                    (traffic.read_ratio, traffic.read_floor),
-                    (traffic.written_ratio, traffic.written_floor),
-                )
-            ]
-            yield (
-                f"| {traffic.kernel} | {config.dtype} | {config.classes} | {layout} | {traffic.read} | {ratios[0]} "
-                f"| {traffic.written} | {ratios[1]} | {traffic.wavefronts} | {traffic.conflicts_per_request:.3f} |"
-            )
+def limits(traffic: Traffic, counted: Sequence[Counted]) -> list[Moves | None]:
+    """What each kernel may move, or None where the case says nothing of it."""
+    return [next((m for k, m in traffic.kernels.items() if re.fullmatch(k, c.kernel)), None) for c in counted]
 
 
-def main() -> None:
+def broken(traffic: Traffic, counted: Sequence[Counted]) -> list[str]:
+    """One line for each limit that a case breaks; less than the floor is a wrong floor or a wrong count."""
+    found = [
+        f"{kernel} has not run"
+        for kernel in traffic.kernels
+        if not any(re.fullmatch(kernel, c.kernel) for c in counted)
+    ]
+    for kernel, moves in zip(counted, limits(traffic, counted), strict=True):
+        if moves is None:
+            found.append(f"no limit is stated for {kernel.kernel}")
+            continue
+        for what, moved, allowed in (("read", kernel.read, moves.read), ("written", kernel.written, moves.written)):
+            if not allowed.floor <= moved <= allowed.limit:
+                found.append(f"{kernel.kernel}, bytes {what}: {moved}, not in [{allowed.floor}, {allowed.limit:.0f}]")
+        if kernel.conflicts_per_request > moves.conflicts:
+            found.append(f"{kernel.kernel}, conflicts: {kernel.conflicts_per_request:.3f} > {moves.conflicts}")
+    return [f"{traffic.shown}: {line}" for line in found]
+
+
+HEADER = ("kernel", "case", "read, bytes", "/ floor", "written, bytes", "/ floor", "shared wavefronts")
+HEADER += ("conflicts per request",)
+
+
+def rows(traffic: Traffic, counted: Sequence[Counted]) -> Iterator[tuple[str, ...]]:
+    def ratio(moved: int, allowed: Bytes | None) -> str:
+        return f"{moved / allowed.floor:.3f}" if allowed and allowed.floor else "-"
+
+    for kernel, moves in zip(counted, limits(traffic, counted), strict=True):
+        read, written = (moves.read, moves.written) if moves else (None, None)
+        yield (
+            kernel.kernel,
+            traffic.shown,
+            str(kernel.read),
+            ratio(kernel.read, read),
+            str(kernel.written),
+            ratio(kernel.written, written),
+            str(kernel.wavefronts),
+            f"{kernel.conflicts_per_request:.3f}",
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--op", action="append", choices=operators(), help="one operator; may be repeated")
+    chosen = parser.parse_args().op or list(operators())
+    problems = []
     with tempfile.TemporaryDirectory() as folder:
-        program = driver.build("race", Path(folder))
-        print(f"dice_ce_loss, one image of {PIXELS} pixels ({ODD_PIXELS} unaligned), int64 labels\n")
-        for row in rows(program):
-            print(row, flush=True)
+        drivers = driver.Drivers(Path(folder))
+        for operator in map(operators().get, chosen):
+            program = drivers(operator, "race")
+            counted = [(traffic, count(program, traffic.line)) for traffic in operator.traffic]
+            lines = [row for traffic, kernels in counted for row in rows(traffic, kernels)]
+            print(f"{operator.name}\n\n{table(HEADER, lines)}\n", flush=True)
+            problems += [f"{operator.name}, {line}" for pair in counted for line in broken(*pair)]
+    print("\n".join(["Broken limits:", *problems]) if problems else "All limits hold.")
+    return int(bool(problems))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,26 +19,14 @@ from typing import Any
 
 ARCHITECTURES = (80, 90, 100)
 
-#: What is compiled: logits dtype, label dtype, classes, layout.
-CASES = (
-    ("float32", "int64", 19, "planar"),
-    ("bfloat16", "uint8", 19, "planar"),
-    ("bfloat16", "uint8", 64, "planar"),
-    ("float32", "int64", 150, "planar"),
-    ("bfloat16", "uint8", 150, "planar"),
-    ("float32", "int64", 19, "channels_last"),
-    ("bfloat16", "uint8", 32, "channels_last"),
-)
-
 _WIDTH = {"": 4, ".64": 8, ".128": 16}
 
 
 @functools.cache
 def kernels() -> list[dict[str, Any]]:
-    """One row for each kernel, case and architecture: kernel, case, arch and the numbers of `resources`.
+    """One row for each operator, kernel, case and architecture, with the numbers of `resources`.
 
-    Of kernels that stream logits also `elements`, how many of them a thread has at a time, and `logits128`, how many
-    128-bit accesses that makes.
+    Also `options`, the numbers among the launch's keywords, and `element_size`, that of the first tensor.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = Path(__file__).parents[2]
@@ -109,35 +97,28 @@ class _NoDevice:
 
 
 def _compile_all() -> list[dict[str, Any]]:
-    import torch
     from triton.runtime import driver
 
-    from segops.triton import dice_ce_loss as op
+    from tests.triton import calls
 
     rows: list[dict[str, Any]] = []
-    case = ""
+    operator = case = ""
 
-    def compile_instead(kernel: Any, programs: int, like: torch.Tensor, *args: Any, **options: Any) -> None:
+    def compile_instead(kernel: Any, programs: int, like: Any, *args: Any, **options: Any) -> None:
         compiled = kernel.warmup(*args, grid=(programs,), **options)
-        row = {"kernel": kernel.__name__, "case": case, "arch": architecture, **resources(compiled)}
-        if "BLOCK_C" in options:
-            row["elements"] = options["BLOCK_C"] * options["BLOCK_P"] // row["threads"]
-            row["logits128"] = row["elements"] * args[0].element_size() // 16
-        rows.append(row)
+        numbers = {name: value for name, value in options.items() if isinstance(value, int)}
+        size = next((arg.element_size() for arg in args if hasattr(arg, "element_size")), 0)
+        about = {"op": operator, "kernel": kernel.__name__, "case": case, "arch": architecture}
+        rows.append({**about, "options": numbers, "element_size": size, **resources(compiled)})
 
-    op.launch = compile_instead
+    for operator in calls.names():
+        calls.replace_launch(operator, compile_instead)
     for architecture in ARCHITECTURES:
         driver.set_active(_NoDevice(architecture))
-        for dtype, label, classes, layout in CASES:
-            case = f"{dtype}, {label}, {classes} classes, {layout}"
-            logits = torch.zeros(1, classes, 64, 64, dtype=getattr(torch, dtype))
-            if layout == "channels_last":
-                logits = logits.to(memory_format=torch.channels_last)
-            target = torch.zeros(1, 64, 64, dtype=getattr(torch, label))
-            sums, ce, *_ = op.statistics(logits, target, None, None, -100, 0.0, False, True, False, False, 0)
-            op.backward(logits, target, None, None, sums, ce, -100, 0.0, False)
-        case = "19 classes"
-        op.value(torch.zeros(1, 3, 19).double(), ce, None, 2.0, 0.0, 1.0, 1.0, 1e-5, 1.0, 1.0, False, True, False, True)
+        for operator in calls.names():
+            for shown, call in calls.of(operator).compiled():
+                case = shown
+                call()
     return rows
 
 

@@ -1,10 +1,11 @@
-"""Runs the kernels of dice_ce_loss with every tensor fenced: an access outside of one ends the process with SIGSEGV.
+"""Runs the kernels of an operator with every tensor fenced: an access outside of one ends the process with SIGSEGV.
 
 The interpreter reads and writes plain memory, and most of what lies next to a tensor can be read without a trace. Here
 each tensor of a launch, outputs and partial sums included, is moved to where it ends exactly at a page that may not be
 touched, or begins exactly behind one.
 
-    python -m tests.triton.fenced after|before [planted bug]
+    python -m tests.triton.fenced after|before OPERATOR [argument that is planted one too large]
+    python -m tests.triton.fenced after|before none|neighbour
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segops.triton import _runtime
-from segops.triton import dice_ce_loss as op
-from tests.cases import make_logits, random_labels
-from tests.triton.direct import loss
+from tests.triton import calls
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -55,7 +54,7 @@ class Fence:
         return flat.as_strided(x.shape, x.stride(), 0)
 
 
-def fence_launches(after: bool, planted: str | None) -> list[str]:
+def fence_launches(operator: str, after: bool, planted: str | None) -> list[str]:
     """From now on fence each launch; returns the list to which their kernels' names are added."""
     launched: list[str] = []
 
@@ -70,7 +69,7 @@ def fence_launches(after: bool, planted: str | None) -> list[str]:
             if isinstance(outside, Tensor) and 0 not in outside.stride():  # expanded tensors are inputs
                 outside.copy_(inside)
 
-    op.launch = launch
+    calls.replace_launch(operator, launch)
     return launched
 
 
@@ -80,26 +79,14 @@ def planted_kernel(x, OFFSET: tl.constexpr):
     tl.load(x + lanes + OFFSET, mask=lanes < 10, other=0.0)
 
 
-def main(side: str, planted: str | None = None) -> None:
-    if planted in ("neighbour", "none"):
-        offset = 0 if planted == "none" else 1 if side == "after" else -1
+def main(side: str, operator: str, planted: str | None = None) -> None:
+    if operator in ("neighbour", "none"):
+        offset = 0 if operator == "none" else 1 if side == "after" else -1
         fence = Fence(side == "after")
         _runtime.launch(planted_kernel, 1, torch.empty(0), fence.enclose(torch.zeros(10)), offset)
         return
-    launched = fence_launches(side == "after", planted)
-    dtypes = ((torch.float32, torch.int64), (torch.bfloat16, torch.uint8), (torch.float64, torch.int16))
-    layouts = ("contiguous", "channels_last", "channels_last_channel_slice", "expanded")
-    turn = 0
-    for classes, spatial in ((5, (7, 11)), (3, (1,)), (19, (1100,)), (66, (5, 13))):
-        for dtype, labels in dtypes:
-            weights = {"weight": torch.rand(classes), "pixel_weight": torch.rand(2, *spatial)}
-            for options in ({}, {"label_smoothing": 0.1, "dice_class_weight": torch.rand(classes), **weights}):
-                turn += 1
-                logits = make_logits((2, classes, *spatial), dtype, layouts[turn % len(layouts)])
-                target = random_labels((2, *spatial), classes, labels, ignore_index=100)
-                target.view(2, -1)[-1, -1] = 99  # a bad label, in the last place
-                loss(logits.requires_grad_(), target, ignore_index=100, **options).backward()
-            op.statistics(logits.detach(), target, None, None, 100, 0.0, True, True, True, True, 0)
+    launched = fence_launches(operator, side == "after", planted)
+    calls.of(operator).fenced()
     print(*sorted(set(launched)))
 
 

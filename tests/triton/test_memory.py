@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from segops.triton import interpreting
+from tests.triton import calls
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,19 +23,25 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("side", ["after", "before"])
-def test_kernels_stay_inside_their_tensors(side: str) -> None:
-    done = run(side)
+@pytest.mark.parametrize("operator", calls.names())
+def test_kernels_stay_inside_their_tensors(operator: str, side: str) -> None:
+    done = run(side, operator)
     assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr[-2000:]}"
-    parts = ("backward_sweep", "backward_tile", "statistics_sweep", "statistics_tile", "sums", "value")
-    assert done.stdout.split() == [f"dice_ce_loss_{part}_kernel" for part in parts]
+    assert done.stdout.split() == sorted(calls.kernels(operator)) != []
 
 
 @pytest.mark.parametrize(
-    ("side", "planted"), [("after", "neighbour"), ("before", "neighbour"), ("after", "pixels"), ("after", "classes")]
+    "arguments", [(name, argument) for name in calls.names() for argument in calls.of(name).PLANTED]
 )
-def test_the_fence_bites(side: str, planted: str) -> None:
-    """A planted kernel that reads one element too far, and the real ones told of one pixel or class too many."""
-    assert run(side, planted).returncode == -signal.SIGSEGV
+def test_the_fence_bites(arguments: tuple[str, str]) -> None:
+    """The kernels told of one pixel or class too many."""
+    assert run("after", *arguments).returncode == -signal.SIGSEGV
+
+
+@pytest.mark.parametrize("side", ["after", "before"])
+def test_the_fence_is_next_to_the_tensor(side: str) -> None:
+    """A planted kernel that reads one element too far."""
+    assert run(side, "neighbour").returncode == -signal.SIGSEGV
 
 
 def test_masked_elements_may_lie_outside() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from tests.ladder.driver import case
+from tests.ladder.operator import case
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 LABELS = ("int64", "uint8", "int32", "int16")
@@ -55,3 +55,20 @@ def every_option() -> list[str]:
         case(**shape, layout=layout, **{"n": 1, **options}, seed=i + 1)
         for i, (shape, layout, options) in enumerate(itertools.product(shapes, LAYOUTS, OPTIONS))
     ]
+
+
+def nothing() -> list[str]:
+    return [case(**shape, confusion=1, map=1) for shape in ({"n": 0, "s": 5}, {"n": 2, "s": 0})]
+
+
+def several_images_of_several_chunks() -> dict[str, list[str]]:
+    """By number of classes and layout."""
+    options = {"ignore": 0.1, "weight": 1, "confusion": 1, "map": 1, "bad": 501}
+    return {
+        f"{classes} classes, {layout}": [
+            case(dtype=dtype, c=classes, n=2, s=pixels, layout=layout, **options, offset=offset)
+            for dtype in DTYPES
+            for offset in (0, 1)
+        ]
+        for (classes, pixels), layout in itertools.product(((3, 2048 + 57), (40, 1024 + 57)), LAYOUTS)
+    }
