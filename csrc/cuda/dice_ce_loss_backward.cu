@@ -160,11 +160,9 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
         const Coefficients<A> of{sum[v], dot[v], target[v]};
         held.x[k].set(v, gradient(tables, of, in.squared, pixels.label[v], pixels.weight[v], k, e));
       }
+      if constexpr (!kRows) held.store_plane(k, grad_tile, p.grad_stride_c, classes, rest, access.vector);
     }
-    if constexpr (kRows)
-      rows.store(held, grad_tile, p.grad_stride_s, classes, rest, full);
-    else
-      held.store_planes(grad_tile, p.grad_stride_c, classes, rest, access.vector);
+    if constexpr (kRows) rows.store(held, grad_tile, p.grad_stride_s, classes, rest, full);
   }
 }
 
@@ -272,17 +270,16 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
           const Coefficients<A> of{softmax.sum[v], dot[v], target[v]};
           held.x[k].set(v, gradient(tables, of, in.squared, pixels.label[v], pixels.weight[v], c + k, e));
         }
-        if constexpr (kRows) {
-          if (through && !whole_pieces<T>(classes))
-            reinterpret_cast<T*>(row)[c + k] = narrow<T>(held.x[k].get(0));
-          else if (!through && lane_id() < rest)
-            grad_tile[lane_id() * p.grad_stride_s + c + k] = narrow<T>(held.x[k].get(0));
-        }
+        if constexpr (!kRows)
+          held.store_plane(k, grad_tile + c * p.grad_stride_c, p.grad_stride_c, group, rest, access.vector);
+        else if (through && !whole_pieces<T>(classes))
+          reinterpret_cast<T*>(row)[c + k] = narrow<T>(held.x[k].get(0));
+        else if (!through && lane_id() < rest)
+          grad_tile[lane_id() * p.grad_stride_s + c + k] = narrow<T>(held.x[k].get(0));
       }
-      if constexpr (!kRows)
-        held.store_planes(grad_tile + c * p.grad_stride_c, p.grad_stride_c, group, rest, access.vector);
-      else if (through && whole_pieces<T>(classes))
-        held.store_pieces(reinterpret_cast<uint4*>(reinterpret_cast<T*>(row) + c), group);
+      if constexpr (kRows)
+        if (through && whole_pieces<T>(classes))
+          held.store_pieces(reinterpret_cast<uint4*>(reinterpret_cast<T*>(row) + c), group);
     });
     if (through) {
       SYNC_THREADS();  // all groups are there

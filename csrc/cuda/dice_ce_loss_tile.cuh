@@ -249,8 +249,8 @@ struct Held {
       if (k >= classes) x[k].fill(-A(INFINITY));
   }
 
-  // Between the two lanes of a pair, the even one with 16 bytes of class k in x[k] and x[k + 1] and the odd one with the same
-  // pixels of class k + 1: leaves each with its own half of both classes, in x[k] and in x[k + 1]. Its own inverse.
+  // Between the two lanes of a pair, the even one with 16 bytes of class k in x[k] and x[k + 1] and the odd one with the
+  // same pixels of class k + 1: leaves each with its own half of both classes, in x[k] and in x[k + 1]. Its own inverse.
   __device__ __forceinline__ void trade_halves(int k) {
     const bool odd = lane_id() % 2 != 0;
 #pragma unroll
@@ -309,35 +309,25 @@ struct Held {
     fill_rest(classes);
   }
 
-  // The same way back. What was held is lost.
-  __device__ __forceinline__ void store_planes(T* tile, int64_t stride_c, int classes, int count, bool vector) {
+  // Back to planes, as soon as class k is what is to be stored; one class of a pair waits for the other. What was held is
+  // lost.
+  __device__ __forceinline__ void store_plane(int k, T* tile, int64_t stride_c, int classes, int count, bool vector) {
     if (!vector) {
 #pragma unroll
-      for (int k = 0; k < K; ++k) {
-        if (k >= classes) break;
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          const int at = place<V>(v, false);
-          if (at < count) tile[k * stride_c + at] = narrow<T>(x[k].get(v));
-        }
+      for (int v = 0; v < V; ++v) {
+        const int at = place<V>(v, false);
+        if (at < count) tile[k * stride_c + at] = narrow<T>(x[k].get(v));
       }
     } else if constexpr (kPaired) {
-#pragma unroll
-      for (int k = 0; k < K; k += 2) {
-        if (k >= classes) break;
-        trade_halves(k);
-        uint4 piece;
-        copy_bits(&piece.x, x[k].words, 8);
-        copy_bits(&piece.z, x[k + 1].words, 8);
-        if (T* const to = piece_of_pair(tile, stride_c, k, classes, count)) device::store_16(to, piece);
-      }
+      const int even = k / 2 * 2;
+      if (k == even && k + 1 < classes) return;
+      trade_halves(even);
+      uint4 piece;
+      copy_bits(&piece.x, x[even].words, 8);
+      copy_bits(&piece.z, x[even + 1].words, 8);
+      if (T* const to = piece_of_pair(tile, stride_c, even, classes, count)) device::store_16(to, piece);
     } else {
-      const bool inside = lane_id() * V < count;
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        if (k >= classes) break;
-        if (inside) x[k].store(tile + k * stride_c + lane_id() * V);
-      }
+      if (lane_id() * V < count) x[k].store(tile + k * stride_c + lane_id() * V);
     }
   }
 

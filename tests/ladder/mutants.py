@@ -125,7 +125,14 @@ MUTANTS = (
         "mask > 1; mask /= 2)\n    bad = merge",
         (3,),
     ),
-    Mutant("plane's tail", PAST, BACKWARD, "if (at < count) plane[at]", "if (at <= count) plane[at]", (3, 4, 5)),
+    Mutant(
+        "plane's tail",
+        PAST,
+        TILE,
+        "if (at < count) tile[k * stride_c + at]",
+        "if (at <= count) tile[k * stride_c + at]",
+        (3, 4, 5),
+    ),
     Mutant(
         "row's tail",
         PAST,
@@ -144,8 +151,10 @@ MUTANTS = (
     ),
     Mutant("any base", SIXTEEN, TILE, "reinterpret_cast<uintptr_t>(data) % 16 != 0", "data == nullptr", (3, 4)),
     Mutant("any number of pixels", SIXTEEN, TILE, "whole(stride_c) && whole(in.pixels)", "whole(stride_c)", (3, 4, 5)),
-    Mutant("store of a whole tile", SIXTEEN, BACKWARD, "if (lane_id() * V < count) x.store", "x.store", (3, 4, 5)),
+    Mutant("store of a whole tile", SIXTEEN, TILE, "if (lane_id() * V < count) x[k].store", "x[k].store", (3, 4, 5)),
     Mutant("load of a whole tile", SIXTEEN, TILE, "inside = lane_id() * V < count", "inside = true", (4, 5)),
+    Mutant("pair's pieces beyond the plane", SIXTEEN, TILE, "c < classes && pixel < count", "c < classes", (3, 4, 5)),
+    Mutant("pair's piece of no class", SIXTEEN, TILE, "c < classes && pixel < count", "pixel < count", (4, 5)),
     Mutant("no wait for cp.async", PIPELINE, ROWS, "device::cp_async_wait<0>();", "", (3,)),
     Mutant("wait one group short", PIPELINE, ROWS, "device::cp_async_wait<0>();", "device::cp_async_wait<1>();", (3,)),
     Mutant(
@@ -188,6 +197,9 @@ MUTANTS = (
         "p.confusion[i] += confusion[i]",
         (4,),
     ),
+    Mutant("the other half is traded", WRONG, TILE, "odd ? first : second, 1", "odd ? second : first, 1", (3,)),
+    Mutant("traded with another lane", WRONG, TILE, "odd ? first : second, 1", "odd ? first : second, 2", (3,)),
+    Mutant("half of the wrong class is kept", WRONG, TILE, "second = odd ? second : theirs", "second = theirs", (3,)),
     Mutant("last of equals", WRONG, SWEEP, "(tie && other < chosen)", "(tie && other > chosen)", (3,)),
     Mutant(
         "ignored logits stay",
@@ -233,6 +245,8 @@ CASES = driver.in_all_modes(
         case(dtype="bfloat16", c=40, s=75, layout="channels_last", map=1, confusion=1, pixel_weight=1),
         case(c=41, s=72, layout="channels_last", weight=1),
         case(c=32, s=64, layout="planar", n=2, weight=1),
+        case(dtype="bfloat16", c=9, s=1064, layout="planar", n=2, weight=1, ignore=0.2),
+        case(dtype="float16", c=10, s=88, layout="planar"),
     ]
 )
 

@@ -141,13 +141,24 @@ _OF_DOUBLE = (*_INDEX, *_COLLECTIVES, "div_rn_f64_full", "dblrcp_rn_slowpath_v3"
 #: 65536 registers are 8 warps a multiprocessor at 255, 16 at 128. The kernels that hold all logits of a pixel hide
 #: latency by their many loads in flight and not by many warps.
 LIMITS = (
-    # 16-bit logits of many classes, 4 pixels a lane (kOwned in dice_ce_loss_tile.cuh): 8 bytes.
-    Limit(r"dice_ce_loss_forward<b?float16, (24|32), planar>", 255, at_least={"ldg64": 24}, calls=_OF_FLOAT),
-    Limit(
-        r"dice_ce_loss_backward<b?float16, (24|32), planar>",
-        255,
-        at_least={"ldg64": 24, "stg64": 24},
-        calls=_OF_FLOAT,
+    # 16-bit logits of many classes, 4 pixels a lane (kOwned in dice_ce_loss_tile.cuh): one access for two classes.
+    *(
+        limit
+        for held in (24, 32)
+        for limit in (
+            Limit(
+                rf"dice_ce_loss_forward<b?float16, {held}, planar>",
+                255,
+                at_least={"ldg128": held // 2},
+                calls=_OF_FLOAT,
+            ),
+            Limit(
+                rf"dice_ce_loss_backward<b?float16, {held}, planar>",
+                255,
+                at_least={"ldg128": held // 2, "stg128": held // 2},
+                calls=_OF_FLOAT,
+            ),
+        )
     ),
     Limit(rf"dice_ce_loss_forward<{_HALF_OR_SINGLE}, \d+, planar>", 255, at_least={"ldg128": 8}, calls=_OF_FLOAT),
     Limit(
