@@ -10,14 +10,15 @@ struct SourceAxis {
   enum Kind : int32_t { kNearest, kSpread, kPicked };
   Kind kind;
   NearestAxis nearest;
-  int64_t scale;
+  unsigned scale;
 
   // Or -1: a zero.
-  __device__ __forceinline__ int operator()(int64_t i) const {
+  __device__ __forceinline__ int operator()(int i) const {
+    const unsigned at = static_cast<unsigned>(i);
     switch (kind) {
       case kNearest: return static_cast<int>(nearest_source(nearest, i));
-      case kSpread: return i % scale == 0 ? static_cast<int>(i / scale) : -1;
-      default: return static_cast<int>(i * scale);
+      case kSpread: return at % scale == 0 ? static_cast<int>(at / scale) : -1;
+      default: return static_cast<int>(at * scale);
     }
   }
 };
@@ -43,15 +44,16 @@ __device__ __forceinline__ void move_strip(const Move& p, const Tiling& tiling) 
   const U* const plane = place.begin<const U>(p.input);
   U* to = place.begin<U>(p.output) + place.row * p.output.stride_h + first * p.output.stride_w;
 
+  const int width = static_cast<int>(p.output.width);
   int source[kSources];
   bool side_by_side = !kAcross && p.input_fits;
 #pragma unroll
   for (int v = 0; v < kSources; ++v) {
-    source[v] = p.horizontal(first + v < p.output.width ? first + v : p.output.width - 1);
+    source[v] = p.horizontal(first + v < width ? first + v : width - 1);
     side_by_side &= source[v] == source[0] + v;
   }
   side_by_side &= source[0] % V == 0;
-  const bool whole = kAcross || first + V <= p.output.width;
+  const bool whole = kAcross || first + V <= width;
 
   U value[V] = {};
   int held = -2;
@@ -83,7 +85,7 @@ __device__ __forceinline__ void move_strip(const Move& p, const Tiling& tiling) 
     } else {
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        if (first + v < p.output.width) to[v] = value[v];
+        if (first + v < width) to[v] = value[v];
     }
   }
 }

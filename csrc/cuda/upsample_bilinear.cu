@@ -8,7 +8,7 @@ constexpr int kMostRows = 32;  // a lane works out the tap of each
 
 // kAcross: a vector is V channels of a pixel, or, with V == 1, one element of any layout.
 template <class T, int V, bool kAcross>
-__global__ void __launch_bounds__(kPlaneThreads) upsample_bilinear_kernel(UpsampleBilinear p, Tiling tiling) {
+__global__ void __launch_bounds__(kPlaneThreads, 1) upsample_bilinear_kernel(UpsampleBilinear p, Tiling tiling) {
   using A = AccumulatorOf<T>;
   const Place place(tiling, V);
   int own_row = place.row + lane_of_warp();

@@ -57,21 +57,22 @@ __device__ __forceinline__ void sum_rows(const LinearAxis& axis, const Place& pl
   }
 }
 
-// Sums of a tile in shared memory, so far apart that powers of two as strides are served at once.
+// Where a fine column's number lies in shared memory: so far apart that powers of two as strides are served at once.
 SEGOPS_HOST_DEVICE inline int padded(int x) { return x + x / device::kWarp; }
 
 // Parts of the dynamic shared memory: weights of the fine columns, first fine columns, and two buffers of sums.
 template <class T>
 struct Shared {
-  int weights, firsts, sums, slot, buffer, bytes;  // offsets in bytes, but `slot` and `buffer`, in sums
+  int weights, firsts, sums, bytes;
+  int slot, buffer;  // sums of a plane, and of the block's planes
 
   Shared(const Tiling& tiling, int coarse) {
     using A = AccumulatorOf<T>;
     const int fine = tiling.span * kVector<T>;
     weights = 0;
-    firsts = fine * static_cast<int>(sizeof(A));
+    slot = padded(fine);
+    firsts = slot * static_cast<int>(sizeof(A));
     sums = (firsts + (coarse + 2) * 4 + 15) / 16 * 16;
-    slot = padded(fine) + 1;
     buffer = slot * tiling.folded;
     bytes = sums + 2 * buffer * static_cast<int>(sizeof(A));
   }
@@ -79,7 +80,7 @@ struct Shared {
 
 // Planar: a block has `coarse` columns of the result, and all fine columns that read them, kVector a thread.
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kPlaneThreads)
+__global__ void __launch_bounds__(kPlaneThreads, 2)
     upsample_bilinear_backward_staged_kernel(UpsampleBilinearBackward p, Tiling tiling, int coarse, Shared<T> at) {
   using A = AccumulatorOf<T>;
   constexpr int V = kVector<T>;
@@ -97,7 +98,7 @@ __global__ void __launch_bounds__(kPlaneThreads)
 
   for (int i = thread; i < tiling.span * V; i += threads) {
     const int64_t fine = origin + i < fine_width ? origin + i : fine_width - 1;
-    weights[i] = static_cast<A>(linear_tap(p.horizontal, fine).weight);
+    weights[padded(i)] = static_cast<A>(linear_tap(p.horizontal, fine).weight);
   }
   for (int j = thread; j < count + 2; j += threads)
     firsts[j] = static_cast<int>(first_output(p.horizontal, static_cast<int64_t>(begin) - 1 + j)) - origin;
@@ -137,8 +138,8 @@ __global__ void __launch_bounds__(kPlaneThreads)
       const int from = firsts[j], middle = firsts[j + 1], end = firsts[j + 2];
       const bool is_last = begin + j == coarse_width - 1;
       A total = 0;
-      for (int x = from; x < middle; ++x) total += weights[x] * row[padded(x)];
-      for (int x = middle; x < end; ++x) total += (is_last ? A(1) : A(1) - weights[x]) * row[padded(x)];
+      for (int x = from; x < middle; ++x) total += weights[padded(x)] * row[padded(x)];
+      for (int x = middle; x < end; ++x) total += (is_last ? A(1) : A(1) - weights[padded(x)]) * row[padded(x)];
       result[j * p.grad_input.stride_w] = narrow<T>(total);
     }
   });
@@ -146,7 +147,7 @@ __global__ void __launch_bounds__(kPlaneThreads)
 
 // V channels of a pixel, or one element of any layout.
 template <class T, int V>
-__global__ void __launch_bounds__(kPlaneThreads)
+__global__ void __launch_bounds__(kPlaneThreads, V == 1 ? 1 : 2)
     upsample_bilinear_backward_kernel(UpsampleBilinearBackward p, Tiling tiling) {
   using A = AccumulatorOf<T>;
   const Place place(tiling, V);

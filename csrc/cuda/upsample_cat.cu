@@ -5,7 +5,7 @@ namespace segops::cuda {
 namespace {
 
 template <class U, int V, bool kAcross>
-__global__ void __launch_bounds__(kPlaneThreads) upsample_cat_skip_kernel(Move p, Tiling tiling) {
+__global__ void __launch_bounds__(kPlaneThreads, 1) upsample_cat_skip_kernel(Move p, Tiling tiling) {
   move_strip<U, V, kAcross>(p, tiling);
 }
 
