@@ -183,7 +183,7 @@ MUTANTS = (
         WRONG,
         BACKWARD,
         "rest = is_last ? A(1) : A(1) - weight",
-        "rest = A(1) - weight",
+        "rest = is_last ? A(1) - weight : A(1) - weight",
         (3,),
     ),
     Mutant(
@@ -191,7 +191,7 @@ MUTANTS = (
         WRONG,
         BACKWARD,
         "(is_last ? A(1) : A(1) - weights[padded(x)])",
-        "(A(1) - weights[padded(x)])",
+        "(A(1) - (is_last ? weights[padded(x)] : weights[padded(x)]))",
         (3,),
     ),
     Mutant(
@@ -224,7 +224,10 @@ MUTANTS = (
     Mutant("cat: the row before", WRONG, MOVE, "if (row != held) {", "if (held < 0) {", (3,)),
 )
 
+#: More planes than a block has room for.
+MANY = [case(op=op, h=2, w=3, H=4, W=17, fine_pad=3, c=60, sums=2) for op in ("forward", "backward")]
 MUTANT_CASES = [
+    *MANY,
     case(op="forward", h=7, w=9, H=23, W=17, fine_pad=3, n=2),
     case(op="forward", h=21, w=40, H=9, W=16),
     case(op="forward", h=7, w=9, H=13, W=17, fine_pad=2, c=1),
@@ -276,7 +279,13 @@ OPERATOR = Operator(
     name="upsample_bilinear",
     cpu=(),
     cuda=(FORWARD, BACKWARD, "upsample_cat.cu"),
-    cases={"forward": cases("forward"), "backward": cases("backward"), "cat": CAT, "nothing": [case(op="cat", n=0)]},
+    cases={
+        "forward": cases("forward"),
+        "backward": cases("backward"),
+        "cat": CAT,
+        "many": MANY,
+        "nothing": [case(op="cat", n=0)],
+    },
     traffic=TRAFFIC,
     mutants=MUTANTS,
     mutant_cases=MUTANT_CASES,
