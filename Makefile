@@ -25,7 +25,7 @@ help:
 	@echo "make traffic bytes that the CUDA kernels move and bank conflicts, counted on the host, against the floor"
 	@echo "make sass    registers, spills and instructions of the CUDA and Triton kernels, against limits"
 	@echo "make mutants plant bugs into the CUDA kernels: each must be caught (minutes)"
-	@echo "make triton  all operator tests in Triton's interpreter, not a share (half an hour)"
+	@echo "make triton  all operator tests in Triton's interpreter, not a share (minutes)"
 	@echo "make gpu     on a GPU: all tests, compute-sanitizer and benchmarks, into one report folder"
 	@echo "make arm64   compile the CPU kernels for arm64 and run them in an emulator"
 

@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-triton-case",
         action="store_true",
-        help="run all cases in Triton's interpreter (half an hour), not a share of each test's",
+        help="run all cases in Triton's interpreter (minutes), not a share of each test's",
     )
 
 

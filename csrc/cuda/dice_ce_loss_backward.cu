@@ -73,19 +73,6 @@ __device__ __forceinline__ A gradient(const Tables<A>& tables, const Coefficient
   return label < 0 ? A(0) : result;
 }
 
-template <class T, int V>
-__device__ __forceinline__ void store_plane(const Packed<T, V>& x, T* plane, int count, bool vector) {
-  if (vector) {
-    if (lane_id() * V < count) x.store(plane + lane_id() * V);
-    return;
-  }
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    const int at = place<V>(v, false);
-    if (at < count) plane[at] = narrow<T>(x.get(v));
-  }
-}
-
 template <class T, int K, bool kRows>
 struct BackwardShared {
   using A = AccumulatorOf<T>;
@@ -173,7 +160,7 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
         const Coefficients<A> of{sum[v], dot[v], target[v]};
         held.x[k].set(v, gradient(tables, of, in.squared, pixels.label[v], pixels.weight[v], k, e));
       }
-      if constexpr (!kRows) store_plane(held.x[k], grad_tile + k * p.grad_stride_c, rest, access.vector);
+      if constexpr (!kRows) held.store_plane(k, grad_tile, p.grad_stride_c, classes, rest, access.vector);
     }
     if constexpr (kRows) rows.store(held, grad_tile, p.grad_stride_s, classes, rest, full);
   }
@@ -284,7 +271,7 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
           held.x[k].set(v, gradient(tables, of, in.squared, pixels.label[v], pixels.weight[v], c + k, e));
         }
         if constexpr (!kRows)
-          store_plane(held.x[k], grad_tile + (c + k) * p.grad_stride_c, rest, access.vector);
+          held.store_plane(k, grad_tile + c * p.grad_stride_c, p.grad_stride_c, group, rest, access.vector);
         else if (through && !whole_pieces<T>(classes))
           reinterpret_cast<T*>(row)[c + k] = narrow<T>(held.x[k].get(0));
         else if (!through && lane_id() < rest)

@@ -1,7 +1,8 @@
 // What the forward and the backward kernels of dice_ce_loss share: how the work is cut, labels, and logits in registers.
 //
 // A block has one chunk of the pixels of one image. A warp takes tiles of 32 * V pixels from it; a lane owns V of them, with
-// V such that V elements of one class are 16 or 8 bytes (planar), or 1 (channels last).
+// V such that V elements of one class are 16 or 8 bytes (planar), or 1 (channels last). Aligned planes are always read and
+// written 16 bytes at a time: lanes that own 8 bytes of a class trade halves of two classes with their neighbours.
 #pragma once
 #include "reduce.cuh"
 
@@ -239,6 +240,7 @@ struct Held {
   // Whether what is derived from a logit can take its place without being rounded.
   static constexpr bool kWide = sizeof(A) == sizeof(T);
   static constexpr int kPiece = 16 / static_cast<int>(sizeof(T));
+  static constexpr bool kPaired = V * sizeof(T) == 8;  // two lanes own 16 bytes of a class
   Packed<T, V> x[K];
 
   __device__ __forceinline__ void fill_rest(int classes) {
@@ -247,16 +249,29 @@ struct Held {
       if (k >= classes) x[k].fill(-A(INFINITY));
   }
 
+  // Between the two lanes of a pair, the even one with 16 bytes of class k in x[k] and x[k + 1] and the odd one with the
+  // same pixels of class k + 1: leaves each with its own half of both classes, in x[k] and in x[k + 1]. Its own inverse.
+  __device__ __forceinline__ void trade_halves(int k) {
+    const bool odd = lane_id() % 2 != 0;
+#pragma unroll
+    for (int w = 0; w < Packed<T, V>::kWords; ++w) {
+      uint32_t &first = x[k].words[w], &second = x[k + 1].words[w];
+      const uint32_t theirs = device::shuffle_xor(odd ? first : second, 1);
+      first = odd ? theirs : first;
+      second = odd ? second : theirs;
+    }
+  }
+
+  // What this lane of a pair reads and writes of classes k and k + 1; null beyond the last class or pixel.
+  template <class E>
+  static __device__ __forceinline__ E* piece_of_pair(E* tile, int64_t stride_c, int k, int classes, int count) {
+    const int c = k + lane_id() % 2, pixel = lane_id() / 2 * kPiece;
+    return c < classes && pixel < count ? tile + c * stride_c + pixel : nullptr;
+  }
+
   // From planes: class k of the tile at tile + k * stride_c; the tile has `count` pixels.
   __device__ __forceinline__ void load_planes(const T* tile, int64_t stride_c, int classes, int count, bool vector) {
-    if (vector) {
-      const bool inside = lane_id() * V < count;
-#pragma unroll
-      for (int k = 0; k < K; ++k) {
-        if (k >= classes) break;
-        x[k].load(tile + k * stride_c + lane_id() * V, inside);
-      }
-    } else {
+    if (!vector) {
 #pragma unroll
       for (int k = 0; k < K; ++k) {
         if (k >= classes) break;
@@ -267,8 +282,53 @@ struct Held {
           if (at < count) x[k].set(v, widen<A>(device::load(tile + k * stride_c + at)));
         }
       }
+    } else if constexpr (kPaired) {
+#pragma unroll
+      for (int k = 0; k < K; k += 2) {
+        if (k >= classes) break;
+        const T* const from = piece_of_pair(tile, stride_c, k, classes, count);
+        uint4 piece{};
+        if (from) piece = device::load_16(from);
+        copy_bits(x[k].words, &piece.x, 8);
+        copy_bits(x[k + 1].words, &piece.z, 8);
+      }
+      // Not in the loop above: all loads are under way before the first is waited for.
+#pragma unroll
+      for (int k = 0; k < K; k += 2) {
+        if (k >= classes) break;
+        trade_halves(k);
+      }
+    } else {
+      const bool inside = lane_id() * V < count;
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        if (k >= classes) break;
+        x[k].load(tile + k * stride_c + lane_id() * V, inside);
+      }
     }
     fill_rest(classes);
+  }
+
+  // Back to planes, as soon as class k is what is to be stored; one class of a pair waits for the other. What was held is
+  // lost.
+  __device__ __forceinline__ void store_plane(int k, T* tile, int64_t stride_c, int classes, int count, bool vector) {
+    if (!vector) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const int at = place<V>(v, false);
+        if (at < count) tile[k * stride_c + at] = narrow<T>(x[k].get(v));
+      }
+    } else if constexpr (kPaired) {
+      const int even = k / 2 * 2;
+      if (k == even && k + 1 < classes) return;
+      trade_halves(even);
+      uint4 piece;
+      copy_bits(&piece.x, x[even].words, 8);
+      copy_bits(&piece.z, x[even + 1].words, 8);
+      if (T* const to = piece_of_pair(tile, stride_c, even, classes, count)) device::store_16(to, piece);
+    } else {
+      if (lane_id() * V < count) x[k].store(tile + k * stride_c + lane_id() * V);
+    }
   }
 
   // From one pixel's classes side by side, in shared or global memory.

@@ -7,6 +7,7 @@ first two the sums of several ranks can be added.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch.autograd import forward_ad
 from segops import backends, errors
 from segops._layout import pixel_stride
 from segops._library import define_op, no_double_backward
+from segops.ops import dice_ce_loss_ranks as ranks
 from segops.ops.dice_ce_loss_arguments import Overlap, check_options, check_tensors, overlap_coefficients
 from segops.reference import dice_ce_loss as reference
 
@@ -227,7 +229,10 @@ def dice_ce_loss(
         align_corners: for coarse logits (not supported yet).
         reduction: of the cross-entropy: "mean", "sum", or "none" for its map [N, *spatial] (with ``dice_weight=0``).
         return_parts: also return :class:`DiceCELossParts`.
-        process_group: statistics over several ranks (not supported yet).
+        process_group: a ProcessGroup whose ranks each have a part of the batch. The loss is that of the whole batch, on
+            every rank, and the gradient is multiplied by the number of ranks: the mean that DistributedDataParallel
+            takes is that of one rank with the whole batch. One all_reduce of a few numbers in forward, none in
+            backward. Confusion, and the scores without `batch_dice`, remain this rank's.
         validate: "raise" raises ValueError for a label that is neither in [0, C) nor `ignore_index` (RuntimeError
             inside a compiled graph); "count" ignores such pixels and adds to :func:`segops.take_bad_data_count`; "off"
             ignores them.
@@ -239,7 +244,7 @@ def dice_ce_loss(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; a bad label.
-        NotImplementedError: logits coarser than the target; a process group.
+        NotImplementedError: logits coarser than the target.
     """
     check_tensors(logits, target, weight, pixel_weight, dice_class_weight)
     coefficients = overlap_coefficients(overlap)
@@ -259,41 +264,34 @@ def dice_ce_loss(
     )
     errors.raise_arrived()
     if process_group is not None:
-        raise NotImplementedError("segops.dice_ce_loss: process_group is not supported yet")
+        ranks.check_group(process_group, reduction)
     chosen = backends.resolve(backend, logits.device)
     device_type = logits.device.type
     autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     dtype = _accumulation_dtype(logits) if autocast else logits.dtype
+    accumulate = _accumulation_dtype(logits)
+    with_map = reduction == "none"
+    value_options: dict[str, Any] = {
+        "batch_dice": batch_dice,
+        "include_background": include_background,
+        "skip_absent": absent_classes == "skip",
+        "ce_mean": reduction == "mean",
+    }
+    of_sums: Any  # a ranks.Value
     if chosen == "reference":
         target = _reference_target(target, logits.shape[1], ignore_index, validate)
-        if reduction == "none":
-            accumulated = logits.to(_accumulation_dtype(logits))
-            ce_map, _ = reference.cross_entropy_map(
-                accumulated, target, weight, pixel_weight, ignore_index, label_smoothing
-            )
-            return ce_map.to(dtype)
-        loss, ce, dice, scores, confusion = reference.dice_ce_loss(
-            logits,
-            target,
-            weight=weight,
-            pixel_weight=pixel_weight,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            ce_weight=ce_weight,
-            dice_weight=dice_weight,
+        sums, ce_sums, ce_map, confusion = reference.statistics(
+            logits.to(accumulate), target, weight, pixel_weight, ignore_index, label_smoothing, squared
+        )
+        of_sums = partial(
+            reference.value,
             coefficients=coefficients,
             smooth=smooth,
-            batch_dice=batch_dice,
-            include_background=include_background,
-            skip_absent=absent_classes == "skip",
             dice_class_weight=dice_class_weight,
-            squared=squared,
-            ce_mean=reduction == "mean",
+            **value_options,
         )
     else:
         ops = getattr(torch.ops, backends.namespace(chosen))
-        accumulate = _accumulation_dtype(logits)
-        with_map = reduction == "none"
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(logits).tangent is not None:
             raise NotImplementedError("segops.dice_ce_loss: forward-mode AD (jvp) is not supported")
         if pixel_stride(logits) is None:
@@ -313,25 +311,33 @@ def dice_ce_loss(
         )
         if validate == "raise":
             errors.raise_bad_labels(OP, bad_labels, target, logits.shape[1], ignore_index)
-        if with_map:
-            return ce_map.to(dtype)
-        loss, parts, scores, _, _ = ops.dice_ce_loss_value(
-            sums,
-            ce_sums,
-            None if dice_class_weight is None else dice_class_weight.to(torch.float64).contiguous(),
-            *coefficients,
-            float(smooth),
-            float(ce_weight),
-            float(dice_weight),
-            batch_dice,
-            include_background,
-            absent_classes == "skip",
-            reduction == "mean",
+
+        def value(sums: Tensor, ce_sums: Tensor, ce_weight: float, dice_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+            loss, parts, scores, _, _ = ops.dice_ce_loss_value(
+                sums,
+                ce_sums,
+                None if dice_class_weight is None else dice_class_weight.to(torch.float64).contiguous(),
+                *coefficients,
+                float(smooth),
+                float(ce_weight),
+                float(dice_weight),
+                *value_options.values(),
+            )
+            return loss, parts, scores
+
+        of_sums = value
+
+    if with_map:
+        return ce_map.to(dtype)
+    if process_group is None:
+        loss, parts, scores = of_sums(sums, ce_sums, ce_weight, dice_weight)
+    else:
+        loss, parts, scores = ranks.value(
+            process_group, sums, ce_sums, of_sums, ce_weight=ce_weight, dice_weight=dice_weight, **value_options
         )
-        ce, dice = parts[0], parts[1]
     if not return_parts:
         return loss.to(dtype)
-    ce, dice, scores = (t.detach().to(dtype) for t in (ce, dice, scores))
+    ce, dice, scores = (t.detach().to(dtype) for t in (parts[0], parts[1], scores))
     return loss.to(dtype), DiceCELossParts(ce, dice, scores, confusion)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def statistics(logits: Tensor, target: Tensor, ignore_index: int, squared: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Overlap sums I, P, T of every image and class, each [N, C]. Ignored pixels count in none of them."""
+def overlap_sums(logits: Tensor, target: Tensor, ignore_index: int, squared: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """I, P, T of every image and class, each [N, C]. Ignored pixels count in none of them."""
     classes = logits.shape[1]
     valid = target != ignore_index
     # Replaced before the softmax, too: the derivative of a softmax of NaN is NaN, whatever the gradient.
@@ -76,44 +78,33 @@ def dice(
     return total / number, scores
 
 
-def dice_ce_loss(
+def statistics(
     logits: Tensor,
     target: Tensor,
-    *,
     weight: Tensor | None,
     pixel_weight: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
-    ce_weight: float,
-    dice_weight: float,
-    coefficients: tuple[float, float, float, float],
-    smooth: float,
-    batch_dice: bool,
-    include_background: bool,
-    skip_absent: bool,
-    dice_class_weight: Tensor | None,
     squared: bool,
-    ce_mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, ce, dice, scores, confusion), in float32 for 16-bit logits. Bad labels must be ignore_index already."""
-    x = logits if logits.dtype == torch.float64 else logits.float()
-    ce_map, share = cross_entropy_map(x, target, weight, pixel_weight, ignore_index, label_smoothing)
-    ce = ce_map.sum() / share.sum() if ce_mean else ce_map.sum()
-    overlap, scores = dice(
-        statistics(x, target, ignore_index, squared),
-        coefficients=coefficients,
-        smooth=smooth,
-        batch_dice=batch_dice,
-        include_background=include_background,
-        skip_absent=skip_absent,
-        dice_class_weight=dice_class_weight,
-    )
-    loss = x.new_zeros(())
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """([N, 3, C] overlap sums, [2] sums of the cross-entropy, its map, confusion). Bad labels must be ignore_index."""
+    ce_map, share = cross_entropy_map(logits, target, weight, pixel_weight, ignore_index, label_smoothing)
+    sums = torch.stack(overlap_sums(logits, target, ignore_index, squared), 1)
+    return sums, torch.stack([ce_map.sum(), share.sum()]), ce_map, confusion(logits, target, ignore_index)
+
+
+def value(
+    sums: Tensor, ce_sums: Tensor, ce_weight: float, dice_weight: float, *, ce_mean: bool, **overlap_options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, (ce, dice), scores) from [N, 3, C] overlap sums and the sums of pixel losses and of their weights."""
+    ce = ce_sums[0] / ce_sums[1] if ce_mean else ce_sums[0]
+    overlap, scores = dice((sums[:, 0], sums[:, 1], sums[:, 2]), **overlap_options)
+    loss = ce.new_zeros(())
     if ce_weight:
         loss = loss + ce_weight * ce
     if dice_weight:
         loss = loss + dice_weight * overlap
-    return loss, ce, overlap, scores, confusion(logits, target, ignore_index)
+    return loss, torch.stack([ce, overlap]), scores
 
 
 def confusion(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:

@@ -114,7 +114,7 @@ def eager(
         loss = loss + ce_weight * (ce_map.sum() / share.sum() if reduction == "mean" else ce_map.sum())
     if dice_weight:
         overlap_term, _ = reference.dice(
-            reference.statistics(logits, label, ignore_index, squared),
+            reference.overlap_sums(logits, label, ignore_index, squared),
             coefficients=overlap_coefficients(overlap),
             smooth=smooth,
             batch_dice=batch_dice,

@@ -326,7 +326,7 @@ def test_parts(dtype: torch.dtype, options: dict[str, Any], batch_dice: bool, ba
     def scores_of(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         coefficients = {"dice": (2, 0, 1, 1), "jaccard": (1, -1, 1, 1)}[options.get("overlap", "dice")]
         mean, scores = reference.dice(
-            reference.statistics(x, target, -100, options.get("squared", False)),
+            reference.overlap_sums(x, target, -100, options.get("squared", False)),
             coefficients=coefficients,
             smooth=options.get("smooth", 1e-5),
             batch_dice=batch_dice,

@@ -79,7 +79,7 @@ OPTIONS: list[tuple[type[Exception], dict[str, Any], str]] = [
     ),
     (ValueError, {"validate": "yes"}, """validate must be "raise", "count" or "off", got 'yes'"""),
     (TypeError, {"squared": "no"}, "squared must be"),
-    (NotImplementedError, {"process_group": object()}, "process_group is not supported yet"),
+    (TypeError, {"process_group": object()}, "process_group must be a torch.distributed.ProcessGroup, got object"),
 ]
 
 

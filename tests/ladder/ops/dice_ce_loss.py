@@ -70,14 +70,25 @@ TRAFFIC = [
 ]
 
 _HALF_OR_SINGLE = "(?:float|bfloat16|float16)"
-_HALF_OF_MANY = "<b?float16, (24|32), planar>"
 
 #: 65536 registers are 8 warps a multiprocessor at 255, 16 at 128. The kernels that hold all logits of a pixel hide
 #: latency by their many loads in flight and not by many warps.
 LIMITS = (
-    # 16-bit logits of many classes, 4 pixels a lane (kOwned in dice_ce_loss_tile.cuh): 8 bytes.
-    Limit(f"dice_ce_loss_forward{_HALF_OF_MANY}", 255, at_least={"ldg64": 24}, calls=OF_FLOAT),
-    Limit(f"dice_ce_loss_backward{_HALF_OF_MANY}", 255, at_least={"ldg64": 24, "stg64": 24}, calls=OF_FLOAT),
+    # 16-bit logits of many classes, 4 pixels a lane (kOwned in dice_ce_loss_tile.cuh): one access for two classes.
+    *(
+        limit
+        for held in (24, 32)
+        for pairs in (held // 2,)
+        for limit in (
+            Limit(f"dice_ce_loss_forward<b?float16, {held}, planar>", 255, at_least={"ldg128": pairs}, calls=OF_FLOAT),
+            Limit(
+                f"dice_ce_loss_backward<b?float16, {held}, planar>",
+                255,
+                at_least={"ldg128": pairs, "stg128": pairs},
+                calls=OF_FLOAT,
+            ),
+        )
+    ),
     Limit(rf"dice_ce_loss_forward<{_HALF_OR_SINGLE}, \d+, planar>", 255, at_least={"ldg128": 8}, calls=OF_FLOAT),
     Limit(
         rf"dice_ce_loss_backward<{_HALF_OR_SINGLE}, \d+, planar>",

@@ -49,6 +49,7 @@ def every_option() -> list[str]:
     shapes = (
         {"dtype": "float32", "c": 5, "s": 32 * 4 * 4 + 4},
         {"dtype": "bfloat16", "c": 16, "s": 32 * 8 + 5},
+        {"dtype": "float16", "c": 19, "s": 32 * 8 + 8},
         {"dtype": "float32", "c": 41, "s": 76},
     )
     return [
