@@ -95,6 +95,7 @@ SUBROUTINES = {
     "dblrcp_rn_slowpath_v3": "double is there to be exact, not fast",
     "warpsync": "sm_80 where ptxas cannot show that a warp has converged; skipped if it has",
     "shflsync_bfly_p": "the same",
+    "shflsync_idx_p": "the same",
     "votesync_any": "the same",
     "subroutine": "a float64 division of the Triton kernel that turns O(N C) sums into the loss",
 }

@@ -1,0 +1,36 @@
+// upsample_cat: the interpolation and the copy of the skip connection go to their channels of the result, each written once.
+#include "move.cuh"
+
+namespace segops::cuda {
+namespace {
+
+template <class U, int V, bool kAcross>
+__global__ void __launch_bounds__(kPlaneThreads, 1) upsample_cat_skip_kernel(Move p, Tiling tiling) {
+  move_strip<U, V, kAcross>(p, tiling);
+}
+
+template <class U>
+cudaError_t copy(Move p, cudaStream_t stream) {
+  return choose_vector<U>(p, [&]<int V, bool kAcross>(bool across) {
+    const Tiling tiling(p.output, V, across, kMostMovedRows);
+    if (!tiling.fits()) return cudaErrorInvalidValue;
+    if (tiling.blocks == 0) return cudaSuccess;
+    return LAUNCH((upsample_cat_skip_kernel<U, V, kAcross>), tiling.grid(), tiling.threads(), 0, stream, p, tiling);
+  });
+}
+
+}  // namespace
+
+Failure upsample_cat(const UpsampleCat& p, void* stream) {
+  if (const Failure failed = upsample_bilinear2d(p.upsample, stream)) return failed;
+  const SourceAxis vertical{SourceAxis::kPicked, {}, 1}, horizontal{SourceAxis::kPicked, {}, 1};
+  const Move skip{p.skip, p.skip_output, vertical, horizontal, false};
+  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
+  switch (p.upsample.dtype) {
+    case Dtype::float32: return failure(copy<uint32_t>(skip, queue));
+    case Dtype::float64: return failure(copy<uint64_t>(skip, queue));
+    default: return failure(copy<uint16_t>(skip, queue));
+  }
+}
+
+}  // namespace segops::cuda
