@@ -1,0 +1,61 @@
+"""Sizes and scales of the upsampling operators, with the meaning they have in torch.nn.functional.interpolate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def output_geometry(
+    op: str,
+    input_shape: Sequence[Any],
+    size: int | Sequence[int] | None,
+    scale_factor: float | Sequence[float] | None,
+) -> tuple[Any, Any, float, float]:
+    """(height, width, scale_h, scale_w) of the output of an [N, C, h, w] input; scale 0.0 where the size decides.
+
+    Exactly one of `size` and `scale_factor` is given, each one number or one per spatial dimension. With a scale the
+    size is the floor of input * scale, and the scale itself, not the ratio of the sizes, says where outputs are read.
+
+    Raises:
+        TypeError: something that is no number, or no pair of them.
+        ValueError: both or neither given, a wrong number of elements, sizes below 1, scales that are not above 0.
+    """
+    if (size is None) == (scale_factor is None):
+        given = "neither" if size is None else f"size={size!r} and scale_factor={scale_factor!r}"
+        raise ValueError(f"segops.{op}: exactly one of size and scale_factor must be given, got {given}")
+    if size is not None:
+        height, width = output_size(op, size)
+        return height, width, 0.0, 0.0
+    scales = _pair(op, "scale_factor", scale_factor, "a number or a pair of numbers", (int, float))
+    for scale in scales:
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"segops.{op}: scale_factor must be above 0 and finite, got {scale_factor!r}")
+    scale_h, scale_w = float(scales[0]), float(scales[1])
+    height, width = torch.sym_int(input_shape[2] * scale_h), torch.sym_int(input_shape[3] * scale_w)
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"segops.{op}: scale_factor {scale_factor!r} leaves an output of {height} x {width} "
+            f"from an input of {input_shape[2]} x {input_shape[3]}; it must have at least one pixel"
+        )
+    return height, width, scale_h, scale_w
+
+
+def output_size(op: str, size: Any) -> tuple[Any, Any]:
+    """(height, width) from one integer or two, which may be symbolic."""
+    height, width = _pair(op, "size", size, "an int or a pair of ints", (int, torch.SymInt))
+    if height < 1 or width < 1:
+        raise ValueError(f"segops.{op}: size must be at least 1 in each dimension, got {size!r}")
+    return height, width
+
+
+def _pair(op: str, name: str, value: Any, expected: str, types: tuple[type, ...]) -> tuple[Any, Any]:
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    for one in values:
+        if not isinstance(one, types) or isinstance(one, bool):
+            raise TypeError(f"segops.{op}: {name} must be {expected}, got {value!r}")
+    if len(values) != 2:
+        raise ValueError(f"segops.{op}: {name} must be {expected}, got {len(values)} elements")
+    return values
