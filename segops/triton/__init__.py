@@ -15,21 +15,24 @@ from typing import Any
 
 import torch
 
-#: Operators by the module of this package that implements them, as functions of the same name after the prefix.
-OPERATORS = {"dice_ce_loss": ("statistics", "value", "backward")}
+#: The function of this package that implements each operator, as "module.function".
+OPERATORS = {
+    "dice_ce_loss_statistics": "dice_ce_loss.statistics",
+    "dice_ce_loss_value": "dice_ce_loss.value",
+    "dice_ce_loss_backward": "dice_ce_loss.backward",
+}
 
 
 def register(library: torch.library.Library) -> None:
     """Implement every operator of this backend in `library`, a fragment of its namespace that has their schemas."""
-    for op, functions in OPERATORS.items():
-        for function in functions:
-            for key in ("CPU", "CUDA"):
-                library.impl(f"{op}_{function}", _at_first_call(op, function), key)
+    for operator, function in OPERATORS.items():
+        for key in ("CPU", "CUDA"):
+            library.impl(operator, _at_first_call(*function.split(".")), key)
 
 
-def _at_first_call(op: str, function: str) -> Callable[..., Any]:
+def _at_first_call(module: str, function: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
-        return getattr(importlib.import_module(f"{__name__}.{op}"), function)(*args)
+        return getattr(importlib.import_module(f"{__name__}.{module}"), function)(*args)
 
     return call
 
