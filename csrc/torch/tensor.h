@@ -69,7 +69,7 @@ inline std::vector<int64_t> sizes_of(const Tensor& t) {
 // A kernel must not be given a pointer of another device.
 inline void check_device(const Tensor& t, const Tensor& like, const char* op, const char* name) {
   check(t.is_cpu() == like.is_cpu() && t.get_device_index() == like.get_device_index(), "segops.", op, ": ", name,
-        " must be on the device of logits");
+        " must be on the device of the other tensors");
 }
 
 inline std::string to_text(const std::vector<int64_t>& sizes) {
@@ -119,6 +119,9 @@ inline Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t
     case ScalarType::Double: dtype = aoti_torch_dtype_float64(); break;
     case ScalarType::BFloat16: dtype = aoti_torch_dtype_bfloat16(); break;
     case ScalarType::Half: dtype = aoti_torch_dtype_float16(); break;
+    case ScalarType::Byte: dtype = aoti_torch_dtype_uint8(); break;
+    case ScalarType::Short: dtype = aoti_torch_dtype_int16(); break;
+    case ScalarType::Int: dtype = aoti_torch_dtype_int32(); break;
     case ScalarType::Long: dtype = aoti_torch_dtype_int64(); break;
     default: fail("segops: no allocation of this dtype");
   }

@@ -1,0 +1,58 @@
+// Tensors [N, C, H, W] as the kernels of the image operators see them (segops/planes.h).
+#pragma once
+#include "segops/planes.h"
+#include "tensor.h"
+
+namespace segops::binding {
+
+inline void check_image(const Tensor& t, const char* op, const char* name) {
+  check(t.dim() == 4, "segops.", op, ": ", name, " must be [N, C, H, W], got ", to_text(sizes_of(t)));
+#ifdef USE_CUDA
+  check(!t.is_cpu(), "segops.", op, ": ", name, " must be on the device of the other tensors, got a CPU tensor");
+#endif
+}
+
+// Whether a result that follows t is channels last: torch's suggest_memory_format, as the fakes in Python use it.
+inline bool suggests_channels_last(const Tensor& t) {
+  if (t.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (int64_t d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least) return false;
+    if (d == 0 && least == t.stride(1)) return false;
+    least = t.stride(d) * (t.size(d) > 1 ? t.size(d) : 1);
+  }
+  return true;
+}
+
+// A tensor whose rows or whose pixels are dense as it is, anything else through one contiguous copy, which this owns.
+struct Image {
+  Tensor tensor;
+  ConstPlanes planes;
+};
+
+template <class Data>
+PlanesOf<Data> planes_of(Data* data, const Tensor& t) {
+  PlanesOf<Data> p{data, t.size(0), t.size(1), t.size(2), t.size(3), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+  // The stride of a dimension of one element says nothing: kernels tell the layouts apart by a stride of 1.
+  if (p.width == 1 && p.stride_c != 1) p.stride_w = 1;
+  if (p.channels == 1 && p.stride_w != 1) p.stride_c = 1;
+  return p;
+}
+
+inline Image as_image(const Tensor& t) {
+  const ConstPlanes p = planes_of(t.const_data_ptr(), t);
+  if (p.stride_w == 1 || p.stride_c == 1) return Image{t, p};
+  const Tensor copy = torch::stable::contiguous(t);
+  return Image{copy, planes_of(copy.const_data_ptr(), copy)};
+}
+
+inline Planes planes_of(Tensor& t) { return planes_of(t.mutable_data_ptr(), t); }
+
+// An uninitialised [n, c, h, w] on the device of `like`.
+inline Tensor empty_image(int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last, ScalarType type,
+                          const Tensor& like) {
+  if (!channels_last) return empty({n, c, h, w}, type, like);
+  return empty({n, c, h, w}, {h * w * c, 1, w * c, c}, type, like);
+}
+
+}  // namespace segops::binding
