@@ -40,6 +40,7 @@ struct UpsampleNearest {
   ConstPlanes input;
   Planes output;
   NearestAxis vertical, horizontal;
+  bool warm;  // on a CPU: whether the output's memory has been touched before
 };
 
 // Each input's gradient is the sum, in row-major order, over the outputs that are it.
@@ -57,6 +58,7 @@ struct BedOfNails {
   Planes output;
   int64_t scale;
   bool transposed;
+  bool warm;  // as above
 };
 
 }  // namespace segops
