@@ -72,7 +72,8 @@ def test_compile_gives_the_same_bits(name: str, backend: str, device: str) -> No
         for run in (step, compiled):
             x = make_logits((2, 3, 4, 5), torch.bfloat16, layout, device=device).requires_grad_()
             y = run(x)
-            results.append((y.detach(), *torch.autograd.grad(y, x, make_logits(tuple(y.shape), y.dtype, device=device))))
+            grad = torch.empty_like(y).copy_(make_logits(tuple(y.shape), device=device))
+            results.append((y.detach(), *torch.autograd.grad(y, x, grad)))
         for eager, same in zip(*results, strict=True):
             assert torch.equal(same, eager)
             assert backend == "reference" or same.stride() == eager.stride()
@@ -89,7 +90,7 @@ def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
         return (up * skip).sum() + (twice * nails).sum()
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True)
-    for n, h, w in ((2, 4, 5), (3, 9, 6), (4, 11, 17)):
+    for n, h, w in ((2, 20, 21), (3, 22, 25), (4, 23, 19)):  # inductor compiles sums below 4096 addends anew
         x, skip = torch.randn(n, 3, h, w, device=device), torch.randn(n, 3, 3 * h + 1, 2 * w + 1, device=device)
         results = [(y.detach(), *torch.autograd.grad(y, gain)) for y in (step(x, skip), compiled(x, skip))]
         for eager, same in zip(*results, strict=True):
@@ -137,7 +138,7 @@ def test_input_that_needs_no_gradient(kernel_backend: str, device: str) -> None:
     for function in OPS.values():
         assert not function(x, backend=kernel_backend).requires_grad
         with torch.no_grad():
-            assert not function(x.requires_grad_(), backend=kernel_backend).requires_grad
+            assert not function(x.detach().requires_grad_(), backend=kernel_backend).requires_grad
 
 
 @pytest.mark.parametrize("op", ["upsample_nearest2d", "bed_of_nails2d"])
