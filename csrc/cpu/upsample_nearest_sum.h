@@ -62,6 +62,7 @@ class RowSums {
   // Whether all addends of `sums_` sums are in windows of 2 * `lanes_`; then the tables are filled.
   bool tabulate() {
     const int64_t windows = vectors(coarse_, sums_);
+    times_ = count(0);
     first_ = reinterpret_cast<Bits*>(memory_.data);
     count_ = first_ + windows * lanes_;
     entries_ = reinterpret_cast<Entry*>(count_ + windows * lanes_);
@@ -76,6 +77,7 @@ class RowSums {
         if (n > 0 && last > high) high = last;
       }
       if (low > high) low = high;
+      if (least != times_ || most != times_) times_ = 0;
       if (high - low >= 2 * lanes_) return false;
       if (low > fine_ - 2 * lanes_) low = fine_ - 2 * lanes_;
       entries_[v] = Entry{static_cast<int32_t>(low), static_cast<int32_t>(least), static_cast<int32_t>(most)};
@@ -89,16 +91,19 @@ class RowSums {
 
   template <int kLanes>
   void make(const In* fine, int64_t stride, int64_t rows, In* coarse) const {
-    if (sums_ == kLanes) return make<kLanes, kLanes>(fine, stride, rows, coarse);
-    if (sums_ == kLanes / 2) return make<kLanes, kLanes / 2>(fine, stride, rows, coarse);
+    if (sums_ == kLanes && times_ == 2) return make<kLanes, kLanes, 2>(fine, stride, rows, coarse);
+    if (sums_ == kLanes) return make<kLanes, kLanes, 0>(fine, stride, rows, coarse);
+    if (sums_ == kLanes / 2 && times_ == 4) return make<kLanes, kLanes / 2, 4>(fine, stride, rows, coarse);
+    if (sums_ == kLanes / 2) return make<kLanes, kLanes / 2, 0>(fine, stride, rows, coarse);
     if constexpr (kLanes >= 4)
-      if (sums_ == kLanes / 4) return make<kLanes, kLanes / 4>(fine, stride, rows, coarse);
+      if (sums_ == kLanes / 4) return make<kLanes, kLanes / 4, 0>(fine, stride, rows, coarse);
     if constexpr (kLanes >= 8)
-      if (sums_ == kLanes / 8) return make<kLanes, kLanes / 8>(fine, stride, rows, coarse);
-    if constexpr (kLanes >= 16) make<kLanes, kLanes / 16>(fine, stride, rows, coarse);
+      if (sums_ == kLanes / 8) return make<kLanes, kLanes / 8, 0>(fine, stride, rows, coarse);
+    if constexpr (kLanes >= 16) make<kLanes, kLanes / 16, 0>(fine, stride, rows, coarse);
   }
 
-  template <int kLanes, int kSums>
+  // kTimes: addends of every sum in a row, 0 if they differ.
+  template <int kLanes, int kSums, int kTimes>
   void make(const In* fine, int64_t stride, int64_t rows, In* coarse) const {
     using V = Vec<T, kLanes>;
     using Index = Vec<Bits, kLanes>;
@@ -110,10 +115,14 @@ class RowSums {
       V sum{};
       for (int64_t r = 0; r < rows; ++r, row += stride) {
         const V low = load<kLanes, T>(row), high = load<kLanes, T>(row + kLanes);
-        Index at = first;
-        for (int32_t k = 0; k < entry.most; ++k, at += static_cast<Bits>(channels_)) {
-          const V addend = permute<T, kLanes>(low, high, at);
-          sum += k < entry.least ? addend : count > static_cast<Bits>(k) ? addend : V{};
+        if constexpr (kTimes > 0) {
+          for (int k = 0; k < kTimes; ++k) sum += permute<T, kLanes>(low, high, first + static_cast<Bits>(k * channels_));
+        } else {
+          Index at = first;
+          for (int32_t k = 0; k < entry.most; ++k, at += static_cast<Bits>(channels_)) {
+            const V addend = permute<T, kLanes>(low, high, at);
+            sum += k < entry.least ? addend : count > static_cast<Bits>(k) ? addend : V{};
+          }
         }
       }
       Vec<T, kSums> made;
@@ -137,7 +146,7 @@ class RowSums {
   Memory memory_;
   Bits *first_ = nullptr, *count_ = nullptr;
   Entry* entries_ = nullptr;
-  int64_t lanes_ = 0, sums_ = 0;
+  int64_t lanes_ = 0, sums_ = 0, times_ = 0;
 };
 
 // Calls row(fine rows, how many, coarse row) for every coarse row of every plane (of every image, if rows are of pixels).

@@ -185,10 +185,14 @@ def upsample_nearest2d_backward(grad_output: Tensor, height: int, width: int, sc
 
 
 def bed_of_nails2d(input: Tensor, scale: int) -> Tensor:
+    if scale < 1:
+        raise RuntimeError(f"segops.bed_of_nails2d: scale must be at least 1, got {scale}")
     height, width = input.shape[2] * scale, input.shape[3] * scale
     return _launch(upsample_nearest_kernel, input, height, width, 1.0, 1.0, scale, KIND=_SPREAD)
 
 
 def bed_of_nails2d_backward(grad_output: Tensor, scale: int) -> Tensor:
     height, width = grad_output.shape[2] // scale, grad_output.shape[3] // scale
+    if (height * scale, width * scale) != tuple(grad_output.shape[2:]):
+        raise RuntimeError(f"segops.bed_of_nails2d: {list(grad_output.shape)} is not a multiple of {scale}")
     return _launch(upsample_nearest_kernel, grad_output, height, width, 1.0, 1.0, scale, KIND=_PICKED)

@@ -179,6 +179,9 @@ LIMITS = (
     Limit("upsample_nearest_backward<.*, 1>", 64, calls=COLLECTIVES),
     Limit("upsample_nearest_backward<.*>", 64, at_least={"ldg128": 2, "stg128": 1}, calls=COLLECTIVES),
     Limit("upsample_nearest_backward_whole<.*>", 64, at_least={"ldg128": 2}, calls=COLLECTIVES),
+    Limit(r"triton upsample_nearest \(.*\)", 64, at_least={"stg128": 1}),
+    # Loops of both axes, and in sm_80 a subroutine of the search before them.
+    Limit(r"triton upsample_nearest_backward \(.*\)", 128, at_least={"stg128": 1}, calls=("subroutine",)),
 )
 
 OPERATOR = Operator(
