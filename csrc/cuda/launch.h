@@ -4,6 +4,7 @@
 #pragma once
 #include "segops/dice_ce_loss.h"
 #include "segops/upsample_bilinear.h"
+#include "segops/upsample_nearest.h"
 
 namespace segops::cuda {
 
@@ -22,6 +23,10 @@ Failure dice_ce_loss_backward(const DiceCeLossBackward& params, void* stream);
 Failure upsample_bilinear2d(const UpsampleBilinear& params, void* stream);
 Failure upsample_bilinear2d_backward(const UpsampleBilinearBackward& params, void* stream);
 Failure upsample_cat(const UpsampleCat& params, void* stream);
+
+Failure upsample_nearest2d(const UpsampleNearest& params, void* stream);
+Failure upsample_nearest2d_backward(const UpsampleNearestBackward& params, void* stream);
+Failure bed_of_nails2d(const BedOfNails& params, void* stream);
 
 // Adds a record of bad data to what the device has seen, one record for each on_bad (csrc/torch/bad_data.h); and moves what
 // it has seen to `out`.

@@ -17,9 +17,16 @@ import torch
 
 #: The function of this package that implements each operator, as "module.function".
 OPERATORS = {
+    "upsample_bilinear2d": "upsample_bilinear.upsample_bilinear2d",
+    "upsample_bilinear2d_backward": "upsample_bilinear.upsample_bilinear2d_backward",
+    "upsample_cat": "upsample_bilinear.upsample_cat",
     "dice_ce_loss_statistics": "dice_ce_loss.statistics",
     "dice_ce_loss_value": "dice_ce_loss.value",
     "dice_ce_loss_backward": "dice_ce_loss.backward",
+    "upsample_nearest2d": "upsample_nearest.upsample_nearest2d",
+    "upsample_nearest2d_backward": "upsample_nearest.upsample_nearest2d_backward",
+    "bed_of_nails2d": "upsample_nearest.bed_of_nails2d",
+    "bed_of_nails2d_backward": "upsample_nearest.bed_of_nails2d_backward",
 }
 
 

@@ -7,13 +7,14 @@ namespace segops {
 // One axis of torch.nn.functional.interpolate(mode="nearest"), whose coordinates are float.
 struct NearestAxis {
   int64_t in, out;
-  float step;  // between neighbouring outputs, in inputs
+  float step;     // between neighbouring outputs, in inputs
+  float inverse;  // of it, for estimates
 };
 
 // scale: outputs per input as the caller gave it, or 0 where the sizes alone decide.
 inline NearestAxis nearest_axis(int64_t in, int64_t out, double scale) {
   const float step = scale > 0 ? static_cast<float>(1. / scale) : static_cast<float>(in) / static_cast<float>(out);
-  return NearestAxis{in, out, step};
+  return NearestAxis{in, out, step, 1.f / step};
 }
 
 // The input that output i is.
@@ -28,7 +29,7 @@ SEGOPS_HOST_DEVICE inline int64_t nearest_source(const NearestAxis& axis, int64_
 SEGOPS_HOST_DEVICE inline int64_t first_nearest_output(const NearestAxis& axis, int64_t source) {
   if (source <= 0) return 0;
   if (source >= axis.in) return axis.out;
-  const float estimate = static_cast<float>(source) / axis.step;
+  const float estimate = static_cast<float>(source) * axis.inverse;
   int64_t i = estimate < static_cast<float>(axis.out) ? static_cast<int64_t>(estimate) : axis.out;
   while (i > 0 && nearest_source(axis, i - 1) >= source) --i;
   while (i < axis.out && nearest_source(axis, i) < source) ++i;
@@ -40,6 +41,7 @@ struct UpsampleNearest {
   ConstPlanes input;
   Planes output;
   NearestAxis vertical, horizontal;
+  bool warm;  // on a CPU: whether the output's memory has been touched before
 };
 
 // Each input's gradient is the sum, in row-major order, over the outputs that are it.
@@ -57,6 +59,7 @@ struct BedOfNails {
   Planes output;
   int64_t scale;
   bool transposed;
+  bool warm;  // as above
 };
 
 }  // namespace segops
