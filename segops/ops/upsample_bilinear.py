@@ -1,7 +1,7 @@
 """upsample_bilinear2d, and upsample_cat, which writes it into a concatenation.
 
-Both are linear: the derivative of the forward operator is the backward operator, and that one's is the forward operator.
-The gradient of a concatenation is read where it is, as a slice of its channels.
+Both are linear: the derivative of the forward operator is the backward operator, and that one's is the forward
+operator. The gradient of a concatenation is read where it is, as a slice of its channels.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def upsample_bilinear2d(
 
     Output row i lies at input row max((i + 1/2) * h / H - 1/2, 0), or i * (h - 1) / (H - 1) with `align_corners`,
     between two input rows, or on the last; the same for columns. Coordinates are float64, whatever the dtype: torch's
-    are float32 for most, and differ by rounding. As in torch, h / H is replaced by 1 / scale_factor where that is given.
+    are float32 for most, and differ by rounding. As in torch, 1 / scale_factor, where it is given, replaces h / H.
 
     The gradient of an input is gathered: a sum, in an order that the sizes decide, over the outputs that read it. Twice
     differentiable. 16-bit images are interpolated and their gradients summed in float32, and rounded once.

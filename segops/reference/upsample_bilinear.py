@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 
 def taps(size: int, out: int, align_corners: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,10 +31,10 @@ def upsample_bilinear2d(
     down, across = down.to(x.dtype)[:, None], across.to(x.dtype)
     x = (1 - across) * x.index_select(3, left) + across * x.index_select(3, right)
     x = (1 - down) * x.index_select(2, top) + down * x.index_select(2, bottom)
-    return x.to(input.dtype)
+    return x.to(input.dtype).contiguous(memory_format=suggest_memory_format(input))
 
 
 def upsample_cat(input: Tensor, skip: Tensor, align_corners: bool, skip_first: bool) -> Tensor:
     """`input` at the size of `skip`, and `skip`, one behind the other."""
     up = upsample_bilinear2d(input, *skip.shape[2:], align_corners, 0.0, 0.0)
-    return torch.cat([skip, up] if skip_first else [up, skip], 1)
+    return torch.cat([skip, up] if skip_first else [up, skip], 1).contiguous(memory_format=suggest_memory_format(input))

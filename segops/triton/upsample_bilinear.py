@@ -239,8 +239,13 @@ def _launch(
 ) -> None:
     """One program for each tile of what is written. Lanes go along what is dense in it: pixels or channels."""
     n, channels, height, width = written.shape
-    block_c = 1 if written.stride(3) == 1 else min(64, triton.next_power_of_2(channels))
-    block_p = 1024 // block_c // (block_x or 1)
+    lanes = 1024 // (block_x or 1)
+    if written.stride(3) == 1:
+        block_p = min(lanes, triton.next_power_of_2(height * width))
+        block_c = min(lanes // block_p, triton.next_power_of_2(channels))
+    else:
+        block_c = min(64, triton.next_power_of_2(channels))
+        block_p = lanes // block_c
     blocks_c, blocks_p = -(-channels // block_c), -(-height * width // block_p)
     launch(
         kernel,
