@@ -18,7 +18,7 @@ from segops._library import define_op
 from segops.ops.upsample_arguments import output_geometry
 from segops.reference import upsample_nearest as reference
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _empty_image(x: Tensor, height: Any, width: Any) -> Tensor:
@@ -164,7 +164,7 @@ def _accumulated(x: Tensor) -> Tensor:
 def _check_image(op: str, x: Any) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"segops.{op}: input must be a tensor, got {type(x).__name__}")
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPES:
         raise TypeError(f"segops.{op}: input must be float32, float64, bfloat16 or float16, got {x.dtype}")
     if x.layout != torch.strided:
         raise TypeError(f"segops.{op}: input must be a dense tensor, got {x.layout}")
