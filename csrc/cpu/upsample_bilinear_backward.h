@@ -37,11 +37,12 @@ struct Windows {
 };
 
 // to[k] = sum over the outputs i that read input j of their weight times from[i * stride + k], for k < n.
+// ahead: which row is prefetched when one is read for the first time.
 template <class A, bool kPrefetch, class To, class From>
-SEGOPS_INLINE void gather_rows(To* to, const From* from, int64_t stride, int64_t n, const Windows<A>& windows, int64_t j) {
+SEGOPS_INLINE void gather_rows(To* to, const From* from, int64_t stride, int64_t n, const Windows<A>& windows, int64_t j,
+                               int64_t ahead = 0) {
   constexpr int kNative = kNativeLanes<A>, kTile = 4;
   const int64_t begin = windows.begin(j), middle = windows.middle(j), end = windows.end(j);
-  const int64_t next = kPrefetch && j + 1 < windows.in ? windows.end(j + 1) : end;
   int64_t tiled = 0;
   for (; tiled + kTile * kNative <= n; tiled += kTile * kNative) {
     Vec<A, kNative> sum[kTile] = {};
@@ -49,10 +50,10 @@ SEGOPS_INLINE void gather_rows(To* to, const From* from, int64_t stride, int64_t
       for (int k = 0; k < kTile; ++k) sum[k] += weight * load<kNative, A>(from + i * stride + tiled + k * kNative);
     };
     for (int64_t i = begin; i < middle; ++i) add(i, windows.rising[i]);
-    for (int64_t i = middle; i < end; ++i) add(i, windows.falling[i]);
-    for (int64_t i = end; i < next; ++i)
-      for (int64_t at = 0; at < kTile * kNative * static_cast<int64_t>(sizeof(From)); at += kLine)
-        __builtin_prefetch(reinterpret_cast<const char*>(from + i * stride + tiled) + at);
+    for (int64_t i = middle; i < end; ++i) {
+      if constexpr (kPrefetch) prefetch<kTile * kNative>(from + (i + ahead) * stride + tiled);
+      add(i, windows.falling[i]);
+    }
     for (int k = 0; k < kTile; ++k) store<kNative>(to + tiled + k * kNative, sum[k]);
   }
   for_vectors<kNative>(n - tiled, [&](auto lanes, int64_t k) {
@@ -167,6 +168,7 @@ struct Backward {
   const UpsampleBilinearBackward& p;
   const Windows<A>&vertical, &horizontal;
   const ColumnGather<A>& columns;
+  int64_t ahead;  // rows
 
   static int64_t sum_elements(const UpsampleBilinearBackward& p) {
     return padded(ColumnGather<A>::row_elements(p.grad_input.width, p.grad_output.width));
@@ -184,7 +186,7 @@ struct Backward {
              *const grad = row + padded(width);
     for (int64_t j = first; j < end; ++j) {
       if (p.grad_output.stride_w == 1) {
-        gather_rows<A, true>(sums, from, p.grad_output.stride_h, width, vertical, j);
+        gather_rows<A, true>(sums, from, p.grad_output.stride_h, width, vertical, j, ahead);
       } else {
         for (int64_t x = 0; x < width; ++x) sums[x] = 0;
         for (int64_t y = vertical.begin(j); y < vertical.end(j); ++y) {
@@ -204,10 +206,10 @@ struct Backward {
     for (int64_t j = first; j < end; ++j) {
       const int64_t stride_h = p.grad_output.stride_h, stride_w = p.grad_output.stride_w;
       if (stride_w == channels)
-        gather_rows<A, true>(sums, from, stride_h, width * channels, vertical, j);
+        gather_rows<A, true>(sums, from, stride_h, width * channels, vertical, j, ahead);
       else
         for (int64_t x = 0; x < width; ++x)
-          gather_rows<A, true>(sums + x * channels, from + x * stride_w, stride_h, channels, vertical, j);
+          gather_rows<A, true>(sums + x * channels, from + x * stride_w, stride_h, channels, vertical, j, ahead);
       T* const row = to + j * p.grad_input.stride_h;
       for (int64_t i = 0; i < p.grad_input.width; ++i)
         gather_rows<A, false>(row + i * p.grad_input.stride_w, sums, channels, channels, horizontal, i);
@@ -227,9 +229,9 @@ Status run_backward(const UpsampleBilinearBackward& p, const Parallel& parallel)
   Memory scratch(parallel.workers * elements * static_cast<int64_t>(sizeof(A)));
   if (!vertical_taps.ok() || !horizontal_taps.ok() || !vertical.ok() || !horizontal.ok() || !columns.ok() || !scratch.data)
     return Status::out_of_memory;
-  const Backward<T> backward{p, vertical, horizontal, columns};
-  A* const memory = reinterpret_cast<A*>(scratch.data);
   const int64_t fine_rows = (p.grad_output.height + to.height - 1) / to.height;
+  const Backward<T> backward{p, vertical, horizontal, columns, rows_ahead<T>(fine_rows, p.grad_output.stride_h)};
+  A* const memory = reinterpret_cast<A*>(scratch.data);
   const int64_t row = (across ? to.channels : 1) * p.grad_output.width * fine_rows;
   const RowItems items(across ? to.batch : to.batch * to.channels, to.height, row);
   items.run(parallel, [&](int64_t image, int64_t first, int64_t end, int32_t worker) {
