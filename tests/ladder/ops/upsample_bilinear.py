@@ -280,7 +280,7 @@ CAT = [
 
 OPERATOR = Operator(
     name="upsample_bilinear",
-    cpu=("upsample_bilinear.cpp",),
+    cpu=(),
     cuda=(FORWARD, BACKWARD, "upsample_cat.cu"),
     cases={
         "forward": cases("forward"),
