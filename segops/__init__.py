@@ -4,6 +4,7 @@ from segops import backends, nn, ops
 from segops.config import show_config
 from segops.errors import check_errors, take_bad_data_count
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
+from segops.ops.upsample_argmax import upsample_argmax
 
 __version__ = "0.1.0"
 
@@ -16,4 +17,5 @@ __all__ = [
     "ops",
     "show_config",
     "take_bad_data_count",
+    "upsample_argmax",
 ]

@@ -19,7 +19,7 @@ from segops import _library
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ROOT / "segops" / "lib"
 EXPORTS = Path(__file__).with_name("torch_2_11_exports.txt")
-OPS = ("dice_ce_loss",)
+OPS = ("dice_ce_loss", "upsample_argmax")
 SOURCE_SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh", ".toml", ".txt"}
 
 

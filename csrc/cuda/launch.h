@@ -3,6 +3,7 @@
 // Pointers in the params are device pointers. Everything is queued on `stream` (a cudaStream_t); nothing waits for it.
 #pragma once
 #include "segops/dice_ce_loss.h"
+#include "segops/upsample_argmax.h"
 #include "segops/upsample_bilinear.h"
 
 namespace segops::cuda {
@@ -22,6 +23,7 @@ Failure dice_ce_loss_backward(const DiceCeLossBackward& params, void* stream);
 Failure upsample_bilinear2d(const UpsampleBilinear& params, void* stream);
 Failure upsample_bilinear2d_backward(const UpsampleBilinearBackward& params, void* stream);
 Failure upsample_cat(const UpsampleCat& params, void* stream);
+Failure upsample_argmax(const UpsampleArgmax& params, void* stream);
 
 // Adds a record of bad data to what the device has seen, one record for each on_bad (csrc/torch/bad_data.h); and moves what
 // it has seen to `out`.

@@ -20,6 +20,7 @@ OPERATORS = {
     "dice_ce_loss_statistics": "dice_ce_loss.statistics",
     "dice_ce_loss_value": "dice_ce_loss.value",
     "dice_ce_loss_backward": "dice_ce_loss.backward",
+    "upsample_argmax": "upsample_argmax.upsample_argmax",
 }
 
 
