@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) upsample_argmax_kernel(Upsam
   using A = AccumulatorOf<T>;
   const Place place(tiling, 1);
   int own_row = place.row + lane_of_warp() % kStrip;
-  if (own_row >= tiling.rows) own_row = tiling.rows - 1;
+  // Below the strip, what it has read already is looked at once more.
+  if (own_row >= place.row + place.rows) own_row = place.row + place.rows - 1;
   const LinearTap tap = linear_tap(p.vertical, own_row);
   int low[kStrip];
   A weight[kStrip];

@@ -45,9 +45,9 @@ def upsample_argmax(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The class with the largest logit of each pixel, after bilinear interpolation to `size`.
 
-    Equal to ``F.interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners).argmax(1)``, up or down,
-    with less than one full-resolution plane of memory besides the result. Of equal logits the smallest class wins, and the
-    first NaN wins over all numbers; logits whose interpolations differ by less than rounding may come out either way.
+    Equal to ``F.interpolate(logits.float(), size, mode="bilinear", align_corners=align_corners).argmax(1)``, up or
+    down, but full-resolution logits never exist. Of equal logits the smallest class wins, and the first NaN wins over
+    all numbers. Where interpolated logits differ by no more than rounding, either may be the largest.
 
     Not differentiable: results never require a gradient.
 
@@ -61,8 +61,8 @@ def upsample_argmax(
         backend: see :mod:`segops.backends`.
 
     Returns:
-        Labels [N, H, W]; with `return_score` (labels, score), score [N, H, W] in float32 (float64 for float64), NaN where
-        the pixel's logits have a NaN.
+        Labels [N, H, W]; with `return_score` (labels, score), score [N, H, W] in float32 (float64 for float64), NaN
+        where the pixel's logits have a NaN.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

@@ -17,7 +17,7 @@ from tests.tolerances import assert_near
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
-#: Shape and size: one pixel, one class, whole and broken scales, rows that fill tiles and that do not, down, both at once.
+#: Shape and size: one pixel, one class, whole and broken scales, rows that fill tiles and rows that do not, down, both.
 CASES: dict[str, tuple[tuple[int, ...], int | tuple[int, int]]] = {
     "one pixel": ((2, 3, 1, 1), (5, 7)),
     "to one pixel": ((1, 4, 7, 5), 1),
@@ -50,7 +50,7 @@ def check(x: Tensor, size: int | tuple[int, int], align_corners: bool, labels: T
     index = labels.long()[:, None]
     if x.numel() == 0:
         return
-    assert 0 <= int(index.min())
+    assert int(index.min()) >= 0
     assert int(index.max()) < x.shape[1]
     # Four products and three sums, each rounded, of weights that are rounded too.
     accumulated = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -90,7 +90,7 @@ def test_all_widths_and_dtypes(layout: str, dtype: torch.dtype, kernel_backend: 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_exact_where_weights_are(layout: str, backend: str, device: str) -> None:
-    """Small integers and weights of quarters: every interpolated logit is exact, ties are many, the smallest class wins."""
+    """Small integers and weights of eighths: every interpolated logit is exact, ties are many, the smallest wins."""
     x = torch.randint(-2, 3, (2, 9, 5, 40), generator=torch.Generator().manual_seed(3)).to(device).float()
     x = x.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
     for size in ((10, 80), (5, 40), (20, 160)):
