@@ -36,11 +36,7 @@ def fenced() -> None:
     dtypes = ((torch.float32, torch.uint8), (torch.bfloat16, torch.int32), (torch.float64, torch.int64))
     turn = 0
     for shape, size in (((2, 5, 7, 11), (13, 17)), ((1, 3, 1, 1), (5, 3)), ((1, 2, 9, 30), (4, 7))):
-        for dtype, labels in (
-            (torch.float32, torch.uint8),
-            (torch.bfloat16, torch.int32),
-            (torch.float64, torch.int64),
-        ):
+        for dtype, labels in dtypes:
             turn += 1
             logits = make_logits(shape, dtype, layouts[turn % len(layouts)])
             for align_corners in (False, True):
