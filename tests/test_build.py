@@ -23,6 +23,7 @@ OPS = (
     "dice_ce_loss",
     "upsample_bilinear",
     "upsample_nearest",
+    "upsample_argmax",
 )
 SOURCE_SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh", ".toml", ".txt"}
 
