@@ -28,8 +28,7 @@ void launch(const BedOfNails& p, const Tensor&) { check(bed_of_nails2d(p, thread
 #endif
 
 bool warm(Tensor& output) {
-  return output.is_cpu() &&
-         is_warm(output.mutable_data_ptr(), static_cast<size_t>(output.numel()) * output.element_size());
+  return output.is_cpu() && is_warm(output.mutable_data_ptr(), static_cast<size_t>(output.numel()) * output.element_size());
 }
 
 // The image of a floating-point tensor whose pixels exist, and as which [height, width] a result may be.

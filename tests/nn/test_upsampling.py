@@ -53,7 +53,9 @@ class Calls:
 @pytest.mark.parametrize("name", NAMES)
 def test_arguments_are_those_of_torch(name: str) -> None:
     ours, theirs = (inspect.signature(getattr(module, name)).parameters for module in (segops.nn, nn))
-    assert [(p.name, p.default, p.kind) for p in ours.values()] == [(p.name, p.default, p.kind) for p in theirs.values()]
+    assert [(p.name, p.default, p.kind) for p in ours.values()] == [
+        (p.name, p.default, p.kind) for p in theirs.values()
+    ]
 
 
 @pytest.mark.parametrize(("options", "shape"), OPTIONS, ids=str)
@@ -106,11 +108,13 @@ def test_nearest_layer(options: dict[str, Any]) -> None:
 def test_what_torch_refuses_is_refused(options: dict[str, Any]) -> None:
     x = make_logits((1, 2, 3, 4))
     for module in (segops.nn, nn):
-        with pytest.raises(ValueError):  # noqa: PT011
+        with pytest.raises(ValueError):
             module.Upsample(**options)(x)
 
 
-@pytest.mark.parametrize("options", [{"scale_factor": 2}, {"scale_factor": 1.5, "recompute_scale_factor": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"scale_factor": 2}, {"scale_factor": 1.5, "recompute_scale_factor": True}], ids=str
+)
 def test_compiles_in_one_graph_for_all_sizes(options: dict[str, Any]) -> None:
     torch._dynamo.reset()
     layer = segops.nn.Upsample(**options)

@@ -1,4 +1,4 @@
-"""upsample_nearest2d and bed_of_nails2d: derivatives, graphs, fake tensors, and what is refused and with which words."""
+"""upsample_nearest2d and bed_of_nails2d: derivatives, graphs, fake tensors, and the words of what is refused."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_compile_gives_the_same_bits(name: str, backend: str, device: str) -> No
 
 
 def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
-    """Compiled once for all sizes, with a size that depends on those of another tensor; the ops are nodes among others."""
+    """Compiled once for all sizes, with a size that is that of another tensor; the ops are nodes among others."""
     gain = torch.ones(3, 1, 1, device=device, requires_grad=True)
 
     def step(x: Tensor, skip: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def test_fake_and_meta_tensors_give_shapes_and_strides() -> None:
 def test_forward_mode_works_or_is_refused(name: str, kernel_backend: str, device: str) -> None:
     """A tangent that is silently dropped would be a derivative of zero."""
     x = make_logits((1, 2, 3, 4), device=device)
-    with pytest.raises((RuntimeError, NotImplementedError), match="forward|jvp"):
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"forward|jvp"):
         torch.func.jvp(lambda t: OPS[name](t, backend=kernel_backend), (x,), (x,))
 
 

@@ -9,7 +9,7 @@ PLANES, MOVE = "planes.cuh", "move.cuh"
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 LAST = {"coarse_layout": "channels_last", "fine_layout": "channels_last"}
 
-#: One output, rows that fill vectors and that do not, whole and broken scales, several tiles, down, scales beside the sizes.
+#: One output, rows that fill vectors and that do not, whole and broken scales, several tiles, down, odd scales.
 SHAPES = (
     {"h": 1, "w": 1, "H": 1, "W": 1},
     {"h": 1, "w": 1, "H": 37, "W": 5},
@@ -102,7 +102,9 @@ MUTANTS = (
         "const bool whole = true;",
         (3, 4, 5),
     ),
-    Mutant("nearest: one past the row's end", PAST, MOVE, "if (first + v < width)", "if (first + v <= width)", (3, 4, 5)),
+    Mutant(
+        "nearest: one past the row's end", PAST, MOVE, "if (first + v < width)", "if (first + v <= width)", (3, 4, 5)
+    ),
     Mutant(
         "nearest: rows beyond the image",
         "thread that is not masked",
@@ -120,7 +122,9 @@ MUTANTS = (
         (3,),
     ),
     Mutant("nails: picked as if spread", WRONG, FORWARD, "p.transposed ?", "!p.transposed ?", (3, 4, 5)),
-    Mutant("nearest backward: a column less", WRONG, BACKWARD, "int64_t{1})) - from;", "int64_t{1})) - from - 1;", (3,)),
+    Mutant(
+        "nearest backward: a column less", WRONG, BACKWARD, "int64_t{1})) - from;", "int64_t{1})) - from - 1;", (3,)
+    ),
     Mutant(
         "nearest backward: one past the fine row",
         "read one past the row",
@@ -138,9 +142,7 @@ MUTANTS = (
         (3,),
     ),
     Mutant("nearest backward: one row again and again", WRONG, BACKWARD, "(first + i) *", "first *", (3,)),
-    Mutant(
-        "nearest backward: rows that are no whole vectors", SIXTEEN, BACKWARD, "|| axis.in % V != 0", "", (3, 4, 5)
-    ),
+    Mutant("nearest backward: rows that are no whole vectors", SIXTEEN, BACKWARD, "|| axis.in % V != 0", "", (3, 4, 5)),
     Mutant(
         "nearest backward: a scale beside the size taken for whole",
         WRONG,
