@@ -46,6 +46,16 @@ inline Image as_image(const Tensor& t) {
   return Image{copy, planes_of(copy.const_data_ptr(), copy)};
 }
 
+// A floating-point image that has pixels, for a result of [height, width].
+inline Image checked_image(const Tensor& t, const char* op, const char* name, int64_t height, int64_t width) {
+  check_image(t, op, name);
+  check(dtype_of(t, "segops: image") <= Dtype::float16, "segops.", op, ": ", name, " must be floating point");
+  check(t.size(2) > 0 && t.size(3) > 0, "segops.", op, ": ", name, " must have pixels, got ", to_text(sizes_of(t)));
+  check(height > 0 && width > 0, "segops.", op, ": the size must be at least 1 in each dimension, got ",
+        to_text({height, width}));
+  return as_image(t);
+}
+
 inline Planes planes_of(Tensor& t) { return planes_of(t.mutable_data_ptr(), t); }
 
 // An uninitialised [n, c, h, w] on the device of `like`.

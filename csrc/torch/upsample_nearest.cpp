@@ -31,22 +31,12 @@ bool warm(Tensor& output) {
   return output.is_cpu() && is_warm(output.mutable_data_ptr(), static_cast<size_t>(output.numel()) * output.element_size());
 }
 
-// The image of a floating-point tensor whose pixels exist, and as which [height, width] a result may be.
-Image checked(const Tensor& t, const char* op, const char* name, int64_t height, int64_t width) {
-  check_image(t, op, name);
-  check(dtype_of(t, "segops: image") <= Dtype::float16, "segops.", op, ": ", name, " must be floating point");
-  check(t.size(2) > 0 && t.size(3) > 0, "segops.", op, ": ", name, " must have pixels, got ", to_text(sizes_of(t)));
-  check(height > 0 && width > 0, "segops.", op, ": the size must be at least 1 in each dimension, got ",
-        to_text({height, width}));
-  return as_image(t);
-}
-
 Tensor result_of(const Tensor& t, int64_t height, int64_t width) {
   return empty_image(t.size(0), t.size(1), height, width, suggests_channels_last(t), t.scalar_type(), t);
 }
 
 Tensor forward(const Tensor& input, int64_t height, int64_t width, double scale_h, double scale_w) {
-  const Image image = checked(input, kNearest, "input", height, width);
+  const Image image = checked_image(input, kNearest, "input", height, width);
   Tensor output = result_of(input, height, width);
   UpsampleNearest p{};
   p.dtype = dtype_of(input, kNearest);
@@ -60,7 +50,7 @@ Tensor forward(const Tensor& input, int64_t height, int64_t width, double scale_
 }
 
 Tensor backward(const Tensor& grad_output, int64_t height, int64_t width, double scale_h, double scale_w) {
-  const Image image = checked(grad_output, kNearest, "grad_output", height, width);
+  const Image image = checked_image(grad_output, kNearest, "grad_output", height, width);
   Tensor grad_input = result_of(grad_output, height, width);
   UpsampleNearestBackward p{};
   p.dtype = dtype_of(grad_output, kNearest);
@@ -86,7 +76,7 @@ Tensor nails(const Tensor& input, int64_t scale, bool transposed) {
     height *= scale;
     width *= scale;
   }
-  const Image image = checked(input, kNails, transposed ? "grad_output" : "input", height, width);
+  const Image image = checked_image(input, kNails, transposed ? "grad_output" : "input", height, width);
   Tensor output = result_of(input, height, width);
   BedOfNails p{};
   p.dtype = dtype_of(input, kNails);

@@ -1,4 +1,4 @@
-"""Sizes and scales of the upsampling operators, with the meaning they have in torch.nn.functional.interpolate."""
+"""Arguments of the upsampling operators; sizes and scales mean what they do in torch.nn.functional.interpolate."""
 
 from __future__ import annotations
 
@@ -6,6 +6,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_image(op: str, name: str, x: Any) -> None:
+    """A dense floating-point tensor [N, C, h, w] that has pixels, or a TypeError or ValueError."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"segops.{op}: {name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"segops.{op}: {name} must be float32, float64, bfloat16 or float16, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"segops.{op}: {name} must be a dense tensor, got {x.layout}")
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"segops.{op}: {name} must be [N, C, h, w] with C, h and w at least 1, got {list(x.shape)}")
+
+
+def check_no_tangent(op: str, x: Tensor) -> None:
+    """Kernels have no forward derivative, and would drop the tangent of `x` without a word."""
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(f"segops.{op}: forward-mode AD (jvp) is not supported")
 
 
 def output_geometry(

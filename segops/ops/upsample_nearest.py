@@ -11,14 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
-from torch.autograd import forward_ad
 
 from segops import backends
 from segops._library import define_op
-from segops.ops.upsample_arguments import output_geometry
+from segops.ops.upsample_arguments import check_image, check_no_tangent, output_geometry
 from segops.reference import upsample_nearest as reference
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _empty_image(x: Tensor, height: Any, width: Any) -> Tensor:
@@ -116,12 +113,12 @@ def upsample_nearest2d(
         TypeError, ValueError: an argument of the wrong type, shape, dtype or range; both or neither of size and
             scale_factor.
     """
-    _check_image("upsample_nearest2d", input)
+    check_image("upsample_nearest2d", "input", input)
     geometry = output_geometry("upsample_nearest2d", input.shape, size, scale_factor)
     chosen = backends.resolve(backend, input.device)
     if chosen == "reference":
         return reference.upsample_nearest2d(_accumulated(input), *geometry).to(input.dtype)
-    _check_no_tangent("upsample_nearest2d", input)
+    check_no_tangent("upsample_nearest2d", input)
     output: Tensor = getattr(torch.ops, backends.namespace(chosen)).upsample_nearest2d(input, *geometry)
     return output
 
@@ -144,7 +141,7 @@ def bed_of_nails2d(input: Tensor, scale: int, *, backend: str | None = None) -> 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or range.
     """
-    _check_image("bed_of_nails2d", input)
+    check_image("bed_of_nails2d", "input", input)
     if not isinstance(scale, int) or isinstance(scale, bool):
         raise TypeError(f"segops.bed_of_nails2d: scale must be an int, got {scale!r}")
     if scale < 1:
@@ -152,26 +149,10 @@ def bed_of_nails2d(input: Tensor, scale: int, *, backend: str | None = None) -> 
     chosen = backends.resolve(backend, input.device)
     if chosen == "reference":
         return reference.bed_of_nails2d(input, scale)
-    _check_no_tangent("bed_of_nails2d", input)
+    check_no_tangent("bed_of_nails2d", input)
     output: Tensor = getattr(torch.ops, backends.namespace(chosen)).bed_of_nails2d(input, scale)
     return output
 
 
 def _accumulated(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize == 2 else x
-
-
-def _check_image(op: str, x: Any) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"segops.{op}: input must be a tensor, got {type(x).__name__}")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"segops.{op}: input must be float32, float64, bfloat16 or float16, got {x.dtype}")
-    if x.layout != torch.strided:
-        raise TypeError(f"segops.{op}: input must be a dense tensor, got {x.layout}")
-    if x.ndim != 4 or 0 in x.shape[1:]:
-        raise ValueError(f"segops.{op}: input must be [N, C, h, w] with C, h and w at least 1, got {list(x.shape)}")
-
-
-def _check_no_tangent(op: str, x: Tensor) -> None:
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
-        raise NotImplementedError(f"segops.{op}: forward-mode AD (jvp) is not supported")

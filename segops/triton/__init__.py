@@ -17,6 +17,9 @@ import torch
 
 #: The function of this package that implements each operator, as "module.function".
 OPERATORS = {
+    "upsample_bilinear2d": "upsample_bilinear.upsample_bilinear2d",
+    "upsample_bilinear2d_backward": "upsample_bilinear.upsample_bilinear2d_backward",
+    "upsample_cat": "upsample_bilinear.upsample_cat",
     "dice_ce_loss_statistics": "dice_ce_loss.statistics",
     "dice_ce_loss_value": "dice_ce_loss.value",
     "dice_ce_loss_backward": "dice_ce_loss.backward",

@@ -23,7 +23,7 @@ _NEAREST, _SPREAD, _PICKED = 0, 1, 2
 
 @triton.jit
 def _tile(rows, row, channels, ACROSS: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr):
-    """Of this program: image, rows, positions in the row, channels and columns of those, and where its rows begin."""
+    """Of this program: image, row numbers, positions in the row, channels and columns of those, where a row begins."""
     tiles = tl.cdiv(row, BLOCK_X)
     strips = tl.cdiv(rows, BLOCK_Y)
     program = tl.program_id(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import segops
 from tests.cases import make_logits
 
-NAMES = ("Upsample", "UpsamplingNearest2d")
+NAMES = ("Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d")
 
 #: Arguments of Upsample, and the shape of an input.
 OPTIONS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
@@ -29,6 +30,9 @@ OPTIONS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({"scale_factor": 2}, (2, 3, 4, 5, 6)),
     ({"scale_factor": 2, "mode": "bilinear"}, (2, 3, 4, 5)),
     ({"scale_factor": 2, "mode": "bilinear", "align_corners": True}, (2, 3, 4, 5)),
+    ({"size": (9, 5), "mode": "bilinear"}, (2, 3, 4, 5)),
+    ({"scale_factor": (2.3, 1.5), "mode": "bilinear"}, (2, 3, 4, 5)),
+    ({"scale_factor": 2.3, "mode": "bilinear", "recompute_scale_factor": True}, (2, 3, 7, 9)),
     ({"scale_factor": 2, "mode": "nearest-exact"}, (2, 3, 4, 5)),
     ({"size": (7, 8), "mode": "bicubic", "align_corners": False}, (2, 3, 4, 5)),
     ({"scale_factor": 2, "mode": "linear"}, (2, 3, 4)),
@@ -37,17 +41,19 @@ OPTIONS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
 
 
 class Calls:
-    """How often the operator ran."""
+    """How often our operators ran."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        function = segops.nn.upsampling.upsample_nearest2d
+        for name in ("upsample_nearest2d", "upsample_bilinear2d"):
+            monkeypatch.setattr(segops.nn.upsampling, name, self.counted(getattr(segops, name)))
 
-        def counted(*args: Any) -> Tensor:
+    def counted(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Any) -> Tensor:
             self.count += 1
             return function(*args)
 
-        monkeypatch.setattr(segops.nn.upsampling, "upsample_nearest2d", counted)
+        return call
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,14 +73,15 @@ def test_upsample_is_that_of_torch(
     assert repr(ours) == repr(theirs)
     assert ours.state_dict() == theirs.state_dict() == {}
     x = make_logits(shape)
+    bilinear = options.get("mode") == "bilinear"  # equal but for rounding
     for input in (x, x.double()):
         a, b = input.clone().requires_grad_(), input.clone().requires_grad_()
         value, expected = ours(a), theirs(b)
-        assert torch.equal(value, expected)
+        assert torch.allclose(value, expected, atol=1e-6) if bilinear else torch.equal(value, expected)
         value.square().sum().backward()
         expected.square().sum().backward()
-        assert torch.allclose(a.grad, b.grad)
-    assert calls.count == (2 if len(shape) == 4 and options.get("mode", "nearest") == "nearest" else 0)
+        assert torch.allclose(a.grad, b.grad, atol=1e-5)
+    assert calls.count == (2 if len(shape) == 4 and options.get("mode", "nearest") in ("nearest", "bilinear") else 0)
 
 
 def test_integers_fall_through() -> None:
@@ -130,3 +137,21 @@ def test_bed_of_nails() -> None:
     assert layer.state_dict() == {}
     x = make_logits((1, 2, 3, 4))
     assert torch.equal(layer(x), segops.bed_of_nails2d(x, 3))
+
+
+@pytest.mark.parametrize("options", [{"size": (6, 7)}, {"scale_factor": 3}, {"scale_factor": (1.5, 2.0)}], ids=str)
+def test_bilinear_layer(options: dict[str, Any]) -> None:
+    ours, theirs = segops.nn.UpsamplingBilinear2d(**options), nn.UpsamplingBilinear2d(**options)
+    assert repr(ours) == repr(theirs)
+    x = make_logits((2, 3, 4, 5), layout="channels_last")
+    assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+    assert ours(x).stride() == theirs(x).stride()
+
+
+def test_upsample_cat() -> None:
+    layer = segops.nn.UpsampleCat(align_corners=True, order="up_first")
+    assert repr(layer) == "UpsampleCat(align_corners=True, order='up_first')"
+    assert layer.state_dict() == {}
+    x, skip = make_logits((1, 2, 3, 4)), make_logits((1, 3, 7, 9))
+    assert torch.equal(layer(x, skip), segops.upsample_cat(x, skip, True, "up_first"))
+    assert torch.equal(segops.nn.UpsampleCat()(x, skip), segops.upsample_cat(x, skip))

@@ -1,4 +1,4 @@
-"""upsample_nearest2d and bed_of_nails2d: derivatives, graphs, fake tensors, and the words of what is refused."""
+"""upsample_nearest2d and bed_of_nails2d: derivatives, graphs, fake tensors, what is refused and with which words."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_compile_gives_the_same_bits(name: str, backend: str, device: str) -> No
 
 
 def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
-    """Compiled once for all sizes, with a size that is that of another tensor; the ops are nodes among others."""
+    """Compiled once for all sizes, with a size that depends on another tensor's; the ops are nodes among others."""
     gain = torch.ones(3, 1, 1, device=device, requires_grad=True)
 
     def step(x: Tensor, skip: Tensor) -> Tensor:

@@ -1,0 +1,295 @@
+// CPU kernels of upsample_bilinear. Planar, the two coarse rows about an output row are interpolated horizontally into the
+// first-level cache, where the output rows between them are blended from. Channels last, vectors of channels go along an
+// output row, and what lies to their left and right is interpolated vertically in registers.
+#include "isa.h"
+#include "upsample_bilinear_backward.h"
+#include "upsample_bilinear_rows.h"
+
+namespace segops::SEGOPS_ISA {
+namespace {
+
+// How an output is written past the caches: as it is computed, or a run of pixels at a time, whose channels are no whole
+// lines.
+enum class Streaming { none, direct, staged };
+constexpr int64_t kStagedPixels = 64;
+
+// Only where memory is warm and larger than a last-level cache, and rows (or pixels) begin at cache lines.
+Streaming streaming_of(const Planes& to, bool warm, int64_t element) {
+  constexpr int64_t kLastLevelCache = 32 << 20;
+  const auto whole = [&](int64_t stride) { return stride * element % kLine == 0; };
+  if (!warm || to.batch * to.channels * to.height * to.width * element < kLastLevelCache) return Streaming::none;
+  if (reinterpret_cast<uintptr_t>(to.data) % kLine != 0 || !whole(to.stride_n) || !whole(to.stride_h))
+    return Streaming::none;
+  if (to.stride_w == 1) return whole(to.stride_c) && whole(to.width) ? Streaming::direct : Streaming::none;
+  if (to.stride_c != 1) return Streaming::none;
+  if (whole(to.stride_w) && whole(to.channels)) return Streaming::direct;
+  return to.stride_w == to.channels && whole(to.width * to.channels) ? Streaming::staged : Streaming::none;
+}
+
+// Elements side by side, as bits.
+template <class T>
+SEGOPS_INLINE void copy_run(T* to, const T* from, int64_t n, bool stream) {
+  constexpr int kFloats = kNativeLanes<float>;
+  const int64_t bytes = n * static_cast<int64_t>(sizeof(T));
+  if (!stream) {
+    __builtin_memcpy(to, from, static_cast<size_t>(bytes));
+    return;
+  }
+  float* const words = reinterpret_cast<float*>(to);
+  for (int64_t i = 0; i < bytes / 4; i += kFloats)
+    store_streaming<kFloats, float, float>(words + i, load<kFloats, float>(reinterpret_cast<const float*>(from) + i));
+}
+
+// Horizontal interpolation of one coarse row, with room for a vector past its end, to all outputs (and up to the padding).
+template <class A>
+void expand_row(A* to, const A* coarse, const Taps<A>& taps, bool up) {
+  constexpr int kLanes = kNativeLanes<A>;
+#if SEGOPS_VECTOR_BYTES == 64
+  if (up) {
+    // The inputs of a vector of outputs lie within two vectors.
+    using B = Vec<BitsOf<A>, kLanes>;
+    for (int64_t x = 0; x < taps.out; x += kLanes) {
+      const int32_t first = taps.low[x];
+      const B low = __builtin_convertvector(load<kLanes, int32_t>(taps.low + x) - first, B);
+      const auto left = load<kLanes, A>(coarse + first), right = load<kLanes, A>(coarse + first + kLanes);
+      const auto weight = load<kLanes, A>(taps.weight + x);
+      store<kLanes>(to + x, Vec<A, kLanes>((A(1) - weight) * __builtin_shuffle(left, right, low) +
+                                           weight * __builtin_shuffle(left, right, low + 1)));
+    }
+    return;
+  }
+#endif
+  (void)up, (void)kLanes;
+  for (int64_t x = 0; x < taps.out; ++x) {
+    const A* at = coarse + taps.low[x];
+    to[x] = (A(1) - taps.weight[x]) * at[0] + taps.weight[x] * at[1];
+  }
+}
+
+template <class T>
+struct Forward {
+  using A = typename AccumulatorOf<T>::type;
+  static constexpr int64_t kPad = 4 * kTapsPad;
+  static constexpr int64_t kAhead = 4;  // rows
+
+  const UpsampleBilinear& p;
+  const Taps<A>&vertical, &horizontal;
+  Streaming streaming;
+
+  // A row's end is repeated, so that low + 1 is always there.
+  static int64_t coarse_elements(const UpsampleBilinear& p) { return padded(p.input.width) + kPad; }
+  static int64_t fine_elements(const UpsampleBilinear& p) { return padded(p.output.width); }
+  static int64_t scratch_elements(const UpsampleBilinear& p, bool across) {
+    return across ? padded(kStagedPixels * p.output.channels) : coarse_elements(p) + 3 * fine_elements(p);
+  }
+
+  void planar(int64_t plane, int64_t first, int64_t end, A* scratch) const {
+    const T* from = plane_of<const T>(p.input, plane);
+    T* to = plane_of<T>(p.output, plane);
+    A* const coarse = scratch;
+    A* top = coarse + coarse_elements(p);
+    A* bottom = top + fine_elements(p);
+    A* const blended = bottom + fine_elements(p);
+    const bool up = p.horizontal.step <= 1;
+    const int64_t last = p.input.height - 1, width = p.output.width;
+    const auto expand = [&](int64_t row, A* into) {
+      if (p.input.stride_w == 1)
+        for (int64_t at = 0; at < p.input.width * static_cast<int64_t>(sizeof(T)); at += kLine)
+          __builtin_prefetch(reinterpret_cast<const char*>(from + (row + kAhead) * p.input.stride_h) + at);
+      load_row<A, T>(coarse, from + row * p.input.stride_h, p.input.stride_w, p.input.width);
+      coarse[p.input.width] = coarse[p.input.width - 1];
+      expand_row<A>(into, coarse, horizontal, up);
+    };
+    int64_t held = -2;
+    for (int64_t y = first; y < end; ++y) {
+      const int64_t low = vertical.low[y];
+      if (low != held) {
+        if (low == held + 1) {
+          A* const old = top;
+          top = bottom;
+          bottom = old;
+        } else {
+          expand(low, top);
+        }
+        expand(low < last ? low + 1 : last, bottom);
+        held = low;
+      }
+      T* const row = to + y * p.output.stride_h;
+      if (streaming == Streaming::direct) {
+        blend_rows<true, T, A>(row, top, bottom, vertical.weight[y], width);
+      } else if (p.output.stride_w == 1) {
+        blend_rows<false, T, A>(row, top, bottom, vertical.weight[y], width);
+      } else {
+        blend_rows<false, A, A>(blended, top, bottom, vertical.weight[y], width);
+        store_row<A, T>(row, p.output.stride_w, blended, width);
+      }
+    }
+  }
+
+  // A row of pixels of kVectors vectors of channels, which begin at `at`: going right, the coarse columns are interpolated
+  // vertically, each once.
+  template <bool kStream, int kLanes, int kVectors>
+  void pixels(T* to, int64_t stride, const T* top, const T* bottom, A weight, const int64_t (&at)[kVectors], int64_t begin,
+              int64_t end) const {
+    using V = Vec<A, kLanes>;
+    V left[kVectors] = {}, right[kVectors] = {};
+    const int64_t last = p.input.width - 1, coarse_stride = p.input.stride_w;
+    const A rest = A(1) - weight;
+    const auto column = [&](int64_t x, V(&into)[kVectors]) {
+      const T *upper = top + x * coarse_stride, *lower = bottom + x * coarse_stride;
+      for (int k = 0; k < kVectors; ++k)
+        into[k] = rest * load<kLanes, A>(upper + at[k]) + weight * load<kLanes, A>(lower + at[k]);
+    };
+    int64_t held = -2;
+    for (int64_t x = begin; x < end; ++x, to += stride) {
+      const int64_t low = horizontal.low[x];
+      if (low != held) {
+        if (low == held + 1)
+          for (int k = 0; k < kVectors; ++k) left[k] = right[k];
+        else
+          column(low, left);
+        column(low < last ? low + 1 : last, right);
+        held = low;
+      }
+      const A share = horizontal.weight[x];
+      for (int k = 0; k < kVectors; ++k) {
+        const V value = (A(1) - share) * left[k] + share * right[k];
+        if constexpr (kStream)
+          store_streaming<kLanes, T, A>(to + at[k], value);
+        else
+          store<kLanes>(to + at[k], value);
+      }
+    }
+  }
+
+  // All channels of a row of pixels, in tiles of up to four vectors; the last vector overlaps the one before.
+  template <bool kStream, int kLanes>
+  void all_channels(T* to, int64_t stride, const T* top, const T* bottom, A weight, int64_t begin, int64_t end) const {
+    const int64_t channels = p.input.channels;
+    if constexpr (kLanes > 1)
+      if (channels < kLanes) return all_channels<kStream, kLanes / 2>(to, stride, top, bottom, weight, begin, end);
+    const auto tile = [&](auto vectors, int64_t c) {
+      constexpr int kVectors = decltype(vectors)::value;
+      int64_t at[kVectors];
+      for (int k = 0; k < kVectors; ++k) at[k] = c + k * kLanes < channels - kLanes ? c + k * kLanes : channels - kLanes;
+      pixels<kStream, kLanes, kVectors>(to, stride, top, bottom, weight, at, begin, end);
+    };
+    int64_t c = 0;
+    for (; channels - c > 3 * kLanes; c += 4 * kLanes) tile(Lanes<4>{}, c);
+    for (; channels - c > kLanes; c += 2 * kLanes) tile(Lanes<2>{}, c);
+    if (c < channels) tile(Lanes<1>{}, c);
+  }
+
+  void across(int64_t image, int64_t first, int64_t end, T* staged) const {
+    constexpr int kNative = kNativeLanes<A>;
+    const T* from = static_cast<const T*>(p.input.data) + image * p.input.stride_n;
+    T* const to = static_cast<T*>(p.output.data) + image * p.output.stride_n;
+    const int64_t last = p.input.height - 1, width = p.output.width, stride = p.output.stride_w;
+    for (int64_t y = first; y < end; ++y) {
+      const int64_t low = vertical.low[y], high = low < last ? low + 1 : last;
+      const T *top = from + low * p.input.stride_h, *bottom = from + high * p.input.stride_h;
+      const A weight = vertical.weight[y];
+      T* const row = to + y * p.output.stride_h;
+      if (streaming == Streaming::none) {
+        all_channels<false, kNative>(row, stride, top, bottom, weight, 0, width);
+      } else if (streaming == Streaming::direct) {
+        all_channels<true, kNative>(row, stride, top, bottom, weight, 0, width);
+      } else {
+        for (int64_t x = 0; x < width; x += kStagedPixels) {
+          const int64_t count = width - x < kStagedPixels ? width - x : kStagedPixels;
+          all_channels<false, kNative>(staged, stride, top, bottom, weight, x, x + count);
+          copy_run(row + x * stride, staged, count * stride, true);
+        }
+      }
+    }
+  }
+};
+
+template <class T>
+Status run_forward(const UpsampleBilinear& p, const Parallel& parallel) {
+  using A = typename AccumulatorOf<T>::type;
+  const bool across = across_channels(p.input) && across_channels(p.output);
+  const Taps<A> vertical(p.vertical), horizontal(p.horizontal);
+  const int64_t elements = padded(Forward<T>::scratch_elements(p, across));
+  Memory scratch(parallel.workers * elements * static_cast<int64_t>(sizeof(A)));
+  if (!vertical.ok() || !horizontal.ok() || !scratch.data) return Status::out_of_memory;
+  const Forward<T> forward{p, vertical, horizontal, streaming_of(p.output, p.warm, sizeof(T))};
+  A* const memory = reinterpret_cast<A*>(scratch.data);
+  const Planes& to = p.output;
+  const RowItems items(across ? to.batch : to.batch * to.channels, to.height, across ? to.width * to.channels : to.width);
+  items.run(parallel, [&](int64_t image, int64_t first, int64_t end, int32_t worker) {
+    A* const own = memory + worker * elements;
+    if (across)
+      forward.across(image, first, end, reinterpret_cast<T*>(own));
+    else
+      forward.planar(image, first, end, own);
+  });
+  return Status::ok;
+}
+
+template <class T>
+Status run_copy(const ConstPlanes& from, const Planes& to, bool warm, const Parallel& parallel) {
+  const bool across = across_channels(from) && across_channels(to),
+             stream = streaming_of(to, warm, sizeof(T)) == Streaming::direct;
+  const int64_t channels = to.channels, width = to.width;
+  const RowItems items(across ? to.batch : to.batch * channels, to.height, across ? width * channels : width);
+  items.run(parallel, [&](int64_t image, int64_t first, int64_t end, int32_t) {
+    const T* source = across ? static_cast<const T*>(from.data) + image * from.stride_n : plane_of<const T>(from, image);
+    T* const target = across ? static_cast<T*>(to.data) + image * to.stride_n : plane_of<T>(to, image);
+    for (int64_t y = first; y < end; ++y) {
+      const T* s = source + y * from.stride_h;
+      T* const t = target + y * to.stride_h;
+      if (across)
+        for (int64_t x = 0; x < width; ++x) copy_run(t + x * to.stride_w, s + x * from.stride_w, channels, stream);
+      else if (from.stride_w == 1 && to.stride_w == 1)
+        copy_run(t, s, width, stream);
+      else
+        for (int64_t x = 0; x < width; ++x) t[x * to.stride_w] = s[x * from.stride_w];
+    }
+  });
+  return Status::ok;
+}
+
+bool supported(const LinearAxis& axis) { return axis.in < INT32_MAX && axis.out < INT32_MAX; }
+
+}  // namespace
+
+Status upsample_bilinear2d(const UpsampleBilinear& p, const Parallel& parallel) {
+  if (!supported(p.vertical) || !supported(p.horizontal)) return Status::unsupported;
+  switch (p.dtype) {
+    case Dtype::float32: return run_forward<float>(p, parallel);
+    case Dtype::float64: return run_forward<double>(p, parallel);
+    case Dtype::bfloat16: return run_forward<BFloat16>(p, parallel);
+    case Dtype::float16: return run_forward<Float16>(p, parallel);
+    default: return Status::unsupported;
+  }
+}
+
+Status upsample_bilinear2d_backward(const UpsampleBilinearBackward& p, const Parallel& parallel) {
+  if (!supported(p.vertical) || !supported(p.horizontal)) return Status::unsupported;
+  switch (p.dtype) {
+    case Dtype::float32: return run_backward<float>(p, parallel);
+    case Dtype::float64: return run_backward<double>(p, parallel);
+    case Dtype::bfloat16: return run_backward<BFloat16>(p, parallel);
+    case Dtype::float16: return run_backward<Float16>(p, parallel);
+    default: return Status::unsupported;
+  }
+}
+
+Status upsample_cat(const UpsampleCat& p, const Parallel& parallel) {
+  const Status status = upsample_bilinear2d(p.upsample, parallel);
+  if (status != Status::ok) return status;
+  switch (p.upsample.dtype) {
+    case Dtype::float32: return run_copy<uint32_t>(p.skip, p.skip_output, p.upsample.warm, parallel);
+    case Dtype::float64: return run_copy<uint64_t>(p.skip, p.skip_output, p.upsample.warm, parallel);
+    default: return run_copy<uint16_t>(p.skip, p.skip_output, p.upsample.warm, parallel);
+  }
+}
+
+}  // namespace segops::SEGOPS_ISA
+
+#ifdef SEGOPS_ISA_IS_BASELINE
+SEGOPS_LAUNCHER(upsample_bilinear2d, UpsampleBilinear)
+SEGOPS_LAUNCHER(upsample_bilinear2d_backward, UpsampleBilinearBackward)
+SEGOPS_LAUNCHER(upsample_cat, UpsampleCat)
+#endif
