@@ -1,7 +1,7 @@
 // Images of which each element is one of another image, or zero. Compiled into every ISA namespace.
 //
-// A row is made of vectors, each a permutation of one or two vectors of the source row: that serves doubling, any other scale,
-// and zeros between. Pixels that fill a vector (channels last) are copied one by one instead.
+// A row is made of vectors, each a permutation of one or two vectors of the source row: that serves doubling, any other
+// scale, and zeros between. Pixels that fill a vector (channels last) are copied one by one instead.
 #pragma once
 #include "segops/planes.h"
 #include "vec.h"
@@ -208,8 +208,8 @@ SEGOPS_INLINE void copy_pixel(const U* from, U* to, int64_t count, bool streamin
   for (int64_t c = 0; c < count; ++c) to[c] = from ? from[c] : U(0);
 }
 
-// Calls row(source, first output row, how many) for all rows with one source, or none, in every plane (in every image, if rows
-// are of pixels).
+// Calls row(source, first output row, how many) for all rows with one source, or none, in every plane (in every image, if
+// rows are of pixels).
 template <class U, class Row>
 void for_each_row(const Move& m, bool of_pixels, const Parallel& parallel, const Row& row) {
   const int64_t planes = of_pixels ? 1 : m.output.channels, height = m.output.height;
@@ -233,8 +233,8 @@ void for_each_row(const Move& m, bool of_pixels, const Parallel& parallel, const
   });
 }
 
-// Whether the output's memory is warm and far larger than a last-level cache (of a smaller one, some is still there when it is
-// read), and its rows begin at cache lines.
+// Whether the output's memory is warm and far larger than a last-level cache (of a smaller one, some is still there when it
+// is read), and its rows begin at cache lines.
 inline bool worth_streaming(const Move& m, int64_t element, bool of_pixels) {
   constexpr int64_t kLastLevelCache = 32 << 20, kLine = 64;
   const Planes& o = m.output;

@@ -1,8 +1,8 @@
 // Images of which each element is the sum of a rectangle of another image: the gradient of nearest upsampling. Compiled into
 // every ISA namespace.
 //
-// Every sum runs over its rectangle in row-major order. Neighbouring sums are lanes of a vector: the k-th addend of each is a
-// permutation of a window of two vectors of the fine row.
+// Every sum runs over its rectangle in row-major order. Neighbouring sums are lanes of a vector: the k-th addend of each is
+// a permutation of a window of two vectors of the fine row.
 #pragma once
 #include "upsample_nearest_move.h"
 
@@ -28,7 +28,8 @@ class RowSums {
         fine_(s.fine.width * channels),
         coarse_(s.coarse.width * channels),
         // At least kLeastLanes / 4 sums to a window of 2 vectors.
-        memory_(vectors(coarse_, kLeastLanes / 4) * static_cast<int64_t>(sizeof(Entry) + 2 * kNativeLanes<T> * sizeof(Bits)) +
+        memory_(vectors(coarse_, kLeastLanes / 4) *
+                    static_cast<int64_t>(sizeof(Entry) + 2 * kNativeLanes<T> * sizeof(Bits)) +
                 SEGOPS_VECTOR_BYTES) {
     if (!memory_.data) return;
     for (lanes_ = kNativeLanes<T>; lanes_ >= kLeastLanes; lanes_ /= 2)
@@ -161,7 +162,8 @@ class RowSums {
   int64_t lanes_ = 0, sums_ = 0, times_ = 0;
 };
 
-// Calls row(fine rows, how many, coarse row, worker) for every coarse row of every plane (of every image, if rows are of pixels).
+// Calls row(fine rows, how many, coarse row, worker) for every coarse row of every plane (of every image, if rows are of
+// pixels).
 template <class In, class Row>
 void for_each_coarse_row(const Sum& s, bool of_pixels, const Parallel& parallel, const Row& row) {
   const ConstPlanes& fine = s.fine;
@@ -175,8 +177,7 @@ void for_each_coarse_row(const Sum& s, bool of_pixels, const Parallel& parallel,
       const int64_t n = i / coarse.height / planes, c = i / coarse.height % planes, y = i % coarse.height;
       row(static_cast<const In*>(fine.data) + n * fine.stride_n + c * fine.stride_c + s.rows[y] * fine.stride_h,
           s.rows[y + 1] - s.rows[y],
-          static_cast<In*>(coarse.data) + n * coarse.stride_n + c * coarse.stride_c + y * coarse.stride_h,
-          worker);
+          static_cast<In*>(coarse.data) + n * coarse.stride_n + c * coarse.stride_c + y * coarse.stride_h, worker);
     }
   });
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,9 @@ class Upsample(nn.Upsample):
 
     def _recomputed(self, input: Tensor) -> tuple[int, int]:
         """The size alone decides where outputs are read."""
-        scales = self.scale_factor if isinstance(self.scale_factor, Sequence) else (self.scale_factor,) * 2
-        height, width = (torch.sym_int(n * scale) for n, scale in zip(input.shape[2:], scales, strict=True))
-        return height, width
+        scale: Any = self.scale_factor
+        scale_h, scale_w = scale if isinstance(scale, tuple) else (scale, scale)
+        return torch.sym_int(input.shape[2] * scale_h), torch.sym_int(input.shape[3] * scale_w)
 
 
 class UpsamplingNearest2d(Upsample):
