@@ -1,5 +1,8 @@
 """Layers: parameters and options plus one operator call."""
 
-from segops.nn.losses import DiceCELoss
+from segops.nn.losses import DeepSupervisionLoss, DiceCELoss
 
-__all__ = ["DiceCELoss"]
+__all__ = [
+    "DeepSupervisionLoss",
+    "DiceCELoss",
+]

@@ -220,9 +220,11 @@ def dice_ce_loss(
     Args:
         logits: [N, C, *spatial] with one to three (or more) spatial dimensions; float32, float64, bfloat16 or float16,
             contiguous or channels last (anything else is copied once). Coarse logits are [N, C, h, w].
-        target: [N, *spatial], with coarse logits [N, H, W]: class indices in [0, C) or `ignore_index`; uint8, int16, int32 or int64.
+        target: [N, *spatial], with coarse logits [N, H, W]: class indices in [0, C) or `ignore_index`; uint8, int16,
+            int32 or int64.
         weight: [C], class weights of the cross-entropy.
-        pixel_weight: of the target's shape, multiplies each pixel's cross-entropy and its share of the mean's denominator.
+        pixel_weight: of the target's shape, multiplies each pixel's cross-entropy and its share of the mean's
+            denominator.
         ignore_index: label of pixels that count nowhere; their gradient is zero, also where their logits are NaN.
         label_smoothing: in [0, 1], of the cross-entropy, as in torch.
         ce_weight: factor of the cross-entropy; 0 leaves it out.
