@@ -31,7 +31,37 @@ Block<T> row_of(T* rows, int64_t classes, int64_t pitch, int64_t size) {
   return b;
 }
 
-// Two neighbouring rows of logits, interpolated to a strip's columns, and target rows between them.
+// The logits of a target row between two rows that are interpolated to its columns.
+template <class T>
+struct Between {
+  const T *lower, *upper;  // [C, stride]
+  int64_t stride;
+  T keep, share;
+
+  template <int kLanes, class>
+  SEGOPS_MEMBER Vec<T, kLanes> at(int64_t c, int64_t i) const {
+    return keep * load<kLanes, T>(lower + c * stride + i) + share * load<kLanes, T>(upper + c * stride + i);
+  }
+  Between ahead(int64_t, int64_t, int64_t) const { return *this; }
+  SEGOPS_MEMBER void prefetch(int, int64_t&, int64_t) const {}
+};
+
+// The transpose: what a target row's gradient adds to the sums of the lower and of the upper row.
+template <class T>
+struct ToSums {
+  T *lower, *upper;  // [C, stride]
+  int64_t stride;
+  T keep, share;
+
+  template <int kLanes, class V>
+  SEGOPS_MEMBER void put(int64_t c, int64_t i, V v) const {
+    T *const low = lower + c * stride + i, *const high = upper + c * stride + i;
+    store<kLanes>(low, load<kLanes, T>(low) + keep * v);
+    store<kLanes>(high, load<kLanes, T>(high) + share * v);
+  }
+};
+
+// Two neighbouring rows of logits, interpolated to a strip's columns.
 template <class T, class In>
 struct Interpolation {
   const CoarseLogits& coarse;
@@ -69,10 +99,7 @@ struct Interpolation {
     columns.widen(strip, source, pitch, to, p.channels);
   }
 
-  // The tile of a target row into b.staged.
-  void stage(Block<T>& b, const LinearTap& tap) {
-    constexpr int kLanes = kNativeLanes<T>;
-    using V = Vec<T, kLanes>;
+  Between<T> at(const LinearTap& tap) {
     if (held >= 0 && tap.low == held + 1) {
       T* const lower = wide[0];
       wide[0] = wide[1];
@@ -83,21 +110,29 @@ struct Interpolation {
     if (tap.low != held && tap.high != tap.low) widen(tap.high, wide[1]);
     held = tap.low;
     const T* const upper = tap.high != tap.low ? wide[1] : wide[0];
-    const T keep = static_cast<T>(1. - tap.weight), share = static_cast<T>(tap.weight);
-    for (int64_t c = 0; c < b.classes; ++c) {
-      for (int64_t i = c * capacity; i < c * capacity + b.padded; i += kLanes) {
-        const V low = load<kLanes, T>(wide[0] + i), high = load<kLanes, T>(upper + i);
-        store<kLanes>(b.staged + i, keep * low + share * high);
-      }
-    }
+    return Between<T>{wide[0], upper, capacity, static_cast<T>(1. - tap.weight), static_cast<T>(tap.weight)};
   }
 };
 
+int64_t label_bytes(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::uint8: return 1;
+    case Dtype::int16: return 2;
+    case Dtype::int32: return 4;
+    default: return 8;
+  }
+}
+
 // The labels of a tile; what is wrong with them, in `found`, is the first in the order of the target.
 template <class T>
-void load_tile(Block<T>& b, const DiceCeLossInputs& in, int64_t n, const Strip& strip, int64_t at, BadData* found) {
+void load_tile(Block<T>& b, const DiceCeLossInputs& in, int64_t n, const Strip& strip, int64_t at, int64_t row,
+               BadData* found) {
   b.size = strip.size;
   b.padded = strip.padded;
+  // The tile is one of a column of them, a row of labels apart, which no hardware foresees.
+  const int64_t bytes = label_bytes(in.target_dtype), next = at + row < in.pixels ? at + row : at;
+  const char* const labels = static_cast<const char*>(in.target) + (n * in.pixels + next) * bytes;
+  for (int64_t i = 0; i < strip.size * bytes; i += 64) __builtin_prefetch(labels + i);
   BadData own{0, 0, 0};
   load_labels(b, in, n, at, found ? &own : nullptr);
   if (own.count == 0) return;
@@ -142,9 +177,8 @@ Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& 
       logits.begin(n, s);
       for (int64_t y = begin; y < end; ++y) {
         const int64_t at = y * horizontal.out + strip.first;
-        load_tile(b, in, n, strip, at, partials.bad_of(item));
-        logits.stage(b, linear_tap(vertical, y));
-        forward.rows(b, Rows<T>{b.staged, capacity}, n * in.pixels + at, sums);
+        load_tile(b, in, n, strip, at, horizontal.out, partials.bad_of(item));
+        forward.rows(b, logits.at(linear_tap(vertical, y)), n * in.pixels + at, sums);
       }
     }
     partials.close(item, sums);
@@ -156,7 +190,7 @@ Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& 
 // Rows of logits that one item of backward owns. The target rows at either end are read by the neighbours too: few rows are
 // many items, many rows little work done twice.
 int64_t band_rows(const DiceCeLossInputs& in, int64_t height) {
-  constexpr int64_t kItems = 64, kLeast = 4, kMost = 16;
+  constexpr int64_t kItems = 64, kLeast = 8, kMost = 16;
   const int64_t rows = in.batch * height / kItems;
   return rows < kLeast ? kLeast : rows > kMost ? kMost : rows;
 }
@@ -183,18 +217,18 @@ struct Band {
     __builtin_memset(memory, 0, static_cast<size_t>(bytes(classes, capacity, width, end - begin)));
   }
 
-  void add(const Block<T>& b, const LinearTap& tap) const {
-    constexpr int kLanes = kNativeLanes<T>;
-    using V = Vec<T, kLanes>;
+  ToSums<T> at(const LinearTap& tap) const {
     const bool last = tap.high == tap.low;
     const T keep = last ? T(1) : static_cast<T>(1. - tap.weight), share = last ? T(0) : static_cast<T>(tap.weight);
-    for (int64_t c = 0; c < classes; ++c) {
-      for (int64_t i = c * capacity; i < c * capacity + b.padded; i += kLanes) {
-        const V v = load<kLanes, T>(b.staged + i);
-        store<kLanes>(sums[0] + i, load<kLanes, T>(sums[0] + i) + keep * v);
-        store<kLanes>(sums[1] + i, load<kLanes, T>(sums[1] + i) + share * v);
-      }
-    }
+    return ToSums<T>{sums[0], sums[1], capacity, keep, share};
+  }
+
+  // Adds the gradient of staged rows.
+  void add(const Block<T>& b, const LinearTap& tap) const {
+    constexpr int kLanes = kNativeLanes<T>;
+    for (int64_t c = 0; c < classes; ++c)
+      for (int64_t i = 0; i < b.padded; i += kLanes)
+        at(tap).template put<kLanes>(c, i, load<kLanes, T>(b.staged + c * capacity + i));
   }
 
   // No further target row reads `row`: its sums are finished, those of the row above become the lower ones.
@@ -212,17 +246,7 @@ struct Band {
     for (int64_t row = begin; row < end; ++row) {
       T* const from = rows + (row - begin) * classes * pitch;
       In* const to = static_cast<In*>(p.data) + n * p.stride_n + row * p.stride_h;
-      if (p.stride_w == 1) {
-        constexpr int kLanes = kNativeLanes<T>;
-        for (int64_t c = 0; c < classes; ++c) {
-          int64_t x = 0;
-          for (; x + kLanes <= width; x += kLanes)
-            store<kLanes>(to + c * p.stride_c + x, load<kLanes, T>(from + c * pitch + x));
-          for (; x < width; ++x) store<1>(to + c * p.stride_c + x, load<1, T>(from + c * pitch + x));
-        }
-      } else {
-        stage_out(row_of(from, classes, pitch, width), to, p.stride_c, p.stride_w);
-      }
+      stage_out(row_of(from, classes, pitch, width), to, p.stride_c, p.stride_w);
     }
   }
 };
@@ -260,10 +284,14 @@ Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& para
       for (int64_t y = begin; y < end; ++y) {
         const LinearTap tap = linear_tap(vertical, y);
         if (y > begin && tap.low != logits.held) band.advance(s, logits.held);
-        load_tile(b, in, n, strip, y * horizontal.out + strip.first, nullptr);
-        logits.stage(b, tap);
-        backward.tile(b, n);
-        band.add(b, tap);
+        load_tile(b, in, n, strip, y * horizontal.out + strip.first, horizontal.out, nullptr);
+        const Between<T> x = logits.at(tap);
+        if (backward.finite) {
+          backward.gradient(b, n, x, band.at(tap));
+        } else {
+          backward.rows(b, n, x, ToRows<T>{b.staged, capacity});
+          band.add(b, tap);
+        }
       }
       band.advance(s, logits.held);
       band.advance(s, logits.held + 1);

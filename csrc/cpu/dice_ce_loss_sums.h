@@ -62,13 +62,13 @@ void add_target_sums(const Block<T>& b, Pair* it) {
 }
 
 // Argmax of each pixel's logits (the first of equals; NaN counts as largest), counted against its label.
-template <class T, class In>
-void count_confusion(Block<T>& b, Rows<In> x, int64_t* confusion) {
+template <class T, class Logits>
+void count_confusion(Block<T>& b, Logits x, int64_t* confusion) {
   constexpr int kLanes = kNativeLanes<T>;
   for (int64_t i = 0; i < b.padded; i += kLanes) {
-    Vec<T, kLanes> best = load<kLanes, T>(x.base + i), winner{};
+    Vec<T, kLanes> best = x.template at<kLanes, T>(0, i), winner{};
     for (int64_t c = 1; c < b.classes; ++c) {
-      const Vec<T, kLanes> v = load<kLanes, T>(x.base + c * x.stride + i);
+      const Vec<T, kLanes> v = x.template at<kLanes, T>(c, i);
       const auto better = (v > best) | ((v != v) & (best == best));
       best = better ? v : best;
       winner = better ? broadcast<kLanes, T>(static_cast<T>(c)) : winner;
@@ -80,15 +80,15 @@ void count_confusion(Block<T>& b, Rows<In> x, int64_t* confusion) {
 }
 
 // Row a: sum over the classes of w_c (x_c - shift), for label smoothing.
-template <class T, class In>
-void weighted_logits(Block<T>& b, Rows<In> x, const double* weight, bool stable) {
+template <class T, class Logits>
+void weighted_logits(Block<T>& b, Logits x, const double* weight, bool stable) {
   constexpr int kLanes = kNativeLanes<T>;
   for (int64_t i = 0; i < b.padded; i += kLanes) {
     const auto valid = load<kLanes, T>(b.class_id + i) >= T(0);
     const Vec<T, kLanes> shift = stable ? load<kLanes, T>(b.shift + i) : Vec<T, kLanes>{};
     Vec<T, kLanes> total{};
     for (int64_t c = 0; c < b.classes; ++c)
-      total += (load<kLanes, T>(x.base + c * x.stride + i) - shift) * static_cast<T>(weight ? weight[c] : 1.0);
+      total += (x.template at<kLanes, T>(c, i) - shift) * static_cast<T>(weight ? weight[c] : 1.0);
     store<kLanes>(b.row_a + i, valid ? total : Vec<T, kLanes>{});
   }
 }
@@ -100,8 +100,8 @@ static double total_weight(const DiceCeLossInputs& in) {
 }
 
 // Cross-entropy of the block's pixels; with smoothing e the target's share is 1 - e and every class has w_c e / C.
-template <class T, class In>
-void add_cross_entropy(Block<T>& b, Rows<In> x, const DiceCeLossInputs& in, bool stable, double* ce, T* map) {
+template <class T, class Logits>
+void add_cross_entropy(Block<T>& b, Logits x, const DiceCeLossInputs& in, bool stable, double* ce, T* map) {
   constexpr int kLanes = kNativeLanes<T>;
   using V = Vec<T, kLanes>;
   const bool smooth = in.label_smoothing != 0;
@@ -142,8 +142,8 @@ struct Forward {
     rows(b, Rows<T>{b.staged, b.capacity}, at, sums);
   }
 
-  template <class Element>
-  void rows(Block<T>& b, Rows<Element> x, int64_t at, const ItemSums& sums) const {
+  template <class Logits>
+  void rows(Block<T>& b, Logits x, int64_t at, const ItemSums& sums) const {
     if (p.confusion) count_confusion(b, x, p.confusion);
     const bool stable = softmax_block(b, x);
     add_cross_entropy(b, x, p.in, stable, sums.ce, p.ce_map ? static_cast<T*>(p.ce_map) + at : nullptr);
@@ -153,6 +153,32 @@ struct Forward {
     else
       add_class_sums<false>(b, sums.p);
     add_target_sums(b, sums.it);
+  }
+};
+
+// Where backward's results go: put<lanes>(c, i, v) takes the gradient of class c at pixel i and those beside it. Here to
+// rows in memory, or past the caches.
+template <class Element>
+struct ToRows {
+  Element* base;
+  int64_t stride;
+
+  template <int kLanes, class V>
+  SEGOPS_MEMBER void put(int64_t c, int64_t i, V v) const {
+    store<kLanes>(base + c * stride + i, v);
+  }
+};
+template <class T, class Element>
+struct ToStream {
+  Element* base;
+  int64_t stride;
+
+  template <int kLanes, class V>
+  SEGOPS_MEMBER void put(int64_t c, int64_t i, V v) const {
+    if constexpr (kLanes == 1)
+      store<1>(base + c * stride + i, v);
+    else
+      store_streaming<kLanes, Element, T>(base + c * stride + i, v);
   }
 };
 
@@ -168,19 +194,20 @@ struct Backward {
   bool finite;            // whether all of these and the ce gradient are
   bool stream;            // whether planar rows are stored past the caches
 
-  template <class Element>
-  void coefficients(Block<T>& b, Rows<Element> x, const T* gp, const T* gi) const {
+  template <class Logits>
+  void coefficients(Block<T>& b, Logits x, const T* gp, const T* gi) const {
     constexpr int kLanes = kNativeLanes<T>;
     using V = Vec<T, kLanes>;
     softmax_block(b, x);
     const DiceCeLossInputs& in = p.in;
     const T scale = static_cast<T>(grad_ce * (1.0 - in.label_smoothing));
     const T spread = static_cast<T>(grad_ce * in.label_smoothing / static_cast<double>(in.classes) * total_weight(in));
-    for (int64_t g = 0; g < b.padded; g += kGroup) {
+    if (!gi) __builtin_memset(b.row_b, 0, static_cast<size_t>(b.padded) * sizeof(T));
+    for (int64_t g = 0; gi && g < b.padded; g += kGroup) {
       const int32_t label = b.group[g / kGroup];
       for (int i = 0; i < kGroup; ++i) {
         const int32_t own = label == kMixed ? b.label[g + i] : label;
-        b.row_b[g + i] = own < 0 || !gi ? T(0) : gi[own];
+        b.row_b[g + i] = own < 0 ? T(0) : gi[own];
       }
     }
     for (int64_t i = 0; i < b.padded; i += kChains * kLanes) {
@@ -204,69 +231,75 @@ struct Backward {
     }
   }
 
-  template <int kRows, bool kSquared, bool kSpread, bool kStream, class Element>
-  static inline __attribute__((always_inline)) void write_rows(const Block<T>& b, Element* dst, int64_t stride, int64_t c,
-                                                               const T* gp, const T* spread) {
+  template <int kRows, bool kSquared, bool kSpread, class To>
+  static SEGOPS_MEMBER void write_rows(const Block<T>& b, To to, int64_t c, const T* gp, const T* spread) {
     constexpr int kLanes = kNativeLanes<T>;
     using V = Vec<T, kLanes>;
-    for (int64_t i = 0; i < b.padded; i += kLanes) {
-      const V inverse = load<kLanes, T>(b.inverse + i), u = load<kLanes, T>(b.row_a + i), q = load<kLanes, T>(b.row_b + i);
-      const V id = load<kLanes, T>(b.class_id + i);
+    // Copies, as what is stored might be the block itself for all the compiler knows.
+    const Block<T> own = b;
+    T g[kRows], share[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      g[r] = gp ? gp[c + r] : T(0);
+      share[r] = kSpread ? spread[c + r] : T(0);
+    }
+    const T* const exp = own.exp + c * own.capacity;
+    for (int64_t i = 0; i < own.padded; i += kLanes) {
+      const V inverse = load<kLanes, T>(own.inverse + i), id = load<kLanes, T>(own.class_id + i);
+      const V u = load<kLanes, T>(own.row_a + i), q = load<kLanes, T>(own.row_b + i);
       for (int r = 0; r < kRows; ++r) {
-        const V prob = load<kLanes, T>(b.exp + (c + r) * b.capacity + i) * inverse;
-        const T g = gp ? gp[c + r] : T(0);
-        V v = prob * (kSquared ? 2 * g * prob + u : g + u);
+        const V prob = load<kLanes, T>(exp + r * own.capacity + i) * inverse;
+        V v = prob * (kSquared ? 2 * g[r] * prob + u : g[r] + u);
         v += id == static_cast<T>(c + r) ? q : V{};
-        if constexpr (kSpread) v -= spread[c + r] * load<kLanes, T>(b.pixel_weight + i);
-        if constexpr (kStream)
-          store_streaming<kLanes, Element, T>(dst + (c + r) * stride + i, v);
-        else
-          store<kLanes>(dst + (c + r) * stride + i, v);
+        if constexpr (kSpread) v -= share[r] * load<kLanes, T>(own.pixel_weight + i);
+        to.template put<kLanes>(c + r, i, v);
       }
     }
   }
 
-  template <bool kSquared, bool kSpread, bool kStream, class Element>
-  static void write(const Block<T>& b, Element* dst, int64_t stride, const T* gp, const T* spread) {
+  template <bool kSquared, bool kSpread, class To>
+  static void write(const Block<T>& b, To to, const T* gp, const T* spread) {
     int64_t c = 0;
-    for (; c + 4 <= b.classes; c += 4) write_rows<4, kSquared, kSpread, kStream>(b, dst, stride, c, gp, spread);
-    for (; c < b.classes; ++c) write_rows<1, kSquared, kSpread, kStream>(b, dst, stride, c, gp, spread);
+    for (; c + 4 <= b.classes; c += 4) write_rows<4, kSquared, kSpread>(b, to, c, gp, spread);
+    for (; c < b.classes; ++c) write_rows<1, kSquared, kSpread>(b, to, c, gp, spread);
   }
 
-  template <bool kStream, class Element>
-  void write_any(const Block<T>& b, Element* dst, int64_t stride, const T* gp) const {
+  // The gradient of a block. Where something is not finite, so may be that of ignored pixels.
+  template <class Logits, class To>
+  void gradient(Block<T>& b, int64_t n, Logits x, To to) const {
+    const T* gp = grad_p ? grad_p + n * b.classes : nullptr;
+    const T* gi = grad_i ? grad_i + n * b.classes : nullptr;
+    coefficients(b, x, gp, gi);
     if (p.in.squared && class_spread)
-      write<true, true, kStream>(b, dst, stride, gp, class_spread);
+      write<true, true>(b, to, gp, class_spread);
     else if (p.in.squared)
-      write<true, false, kStream>(b, dst, stride, gp, class_spread);
+      write<true, false>(b, to, gp, class_spread);
     else if (class_spread)
-      write<false, true, kStream>(b, dst, stride, gp, class_spread);
+      write<false, true>(b, to, gp, class_spread);
     else
-      write<false, false, kStream>(b, dst, stride, gp, class_spread);
-    // Zero times the NaN or infinity of another pixel of the image is not zero.
+      write<false, false>(b, to, gp, class_spread);
+  }
+
+  // Zeros at ignored pixels: zero times the NaN or infinity of another pixel of the image is not zero.
+  template <class To>
+  void clear_ignored(const Block<T>& b, To to) const {
     for (int64_t i = 0; !finite && i < b.size; ++i)
-      for (int64_t c = 0; b.label[i] < 0 && c < b.classes; ++c) store<1>(dst + c * stride + i, Vec<T, 1>{});
+      for (int64_t c = 0; b.label[i] < 0 && c < b.classes; ++c) to.template put<1>(c, i, Vec<T, 1>{});
+  }
+
+  template <class Logits, class To>
+  void rows(Block<T>& b, int64_t n, Logits x, To to) const {
+    gradient(b, n, x, to);
+    clear_ignored(b, to);
   }
 
   void block(Block<T>& b, Rows<In> planar, const In* pixels, int64_t n, int64_t first) const {
-    const T* gp = grad_p ? grad_p + n * b.classes : nullptr;
-    const T* gi = grad_i ? grad_i + n * b.classes : nullptr;
     In* out = static_cast<In*>(p.grad_logits) + n * p.grad_stride_n + first * p.grad_stride_s;
-    if (planar.base && p.grad_stride_s == 1) {
-      coefficients(b, planar, gp, gi);
-      return stream ? write_any<true>(b, out, p.grad_stride_c, gp) : write_any<false>(b, out, p.grad_stride_c, gp);
-    }
+    if (planar.base && p.grad_stride_s == 1)
+      return stream ? rows(b, n, planar, ToStream<T, In>{out, p.grad_stride_c})
+                    : rows(b, n, planar, ToRows<In>{out, p.grad_stride_c});
     stage_in(b, pixels, p.in.stride_c, p.in.stride_s);
-    tile(b, n);
+    rows(b, n, Rows<T>{b.staged, b.capacity}, ToRows<T>{b.staged, b.capacity});
     stage_out(b, out, p.grad_stride_c, p.grad_stride_s);
-  }
-
-  // The gradient of staged rows, in their place.
-  void tile(Block<T>& b, int64_t n) const {
-    const T* gp = grad_p ? grad_p + n * b.classes : nullptr;
-    const T* gi = grad_i ? grad_i + n * b.classes : nullptr;
-    coefficients(b, Rows<T>{b.staged, b.capacity}, gp, gi);
-    write_any<false>(b, b.staged, b.capacity, gp);
   }
 };
 
