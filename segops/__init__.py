@@ -4,6 +4,7 @@ from segops import backends, nn, ops
 from segops.config import show_config
 from segops.errors import check_errors, take_bad_data_count
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
+from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
 from segops.ops.upsample_argmax import upsample_argmax
 from segops.ops.upsample_bilinear import upsample_bilinear2d, upsample_cat
 from segops.ops.upsample_nearest import bed_of_nails2d, upsample_nearest2d
@@ -15,6 +16,7 @@ __all__ = [
     "backends",
     "bed_of_nails2d",
     "check_errors",
+    "deep_supervision_loss",
     "dice_ce_loss",
     "nn",
     "ops",

@@ -64,11 +64,29 @@ struct Block {
   }
 };
 
-// Rows of one class each, wherever they are: class c starts at base + c * stride.
+// Where the logits of a block come from: at<lanes, T>(c, i) is that of class c and pixel i and those beside it. Here from
+// rows of one class each, wherever they are: class c starts at base + c * stride.
 template <class In>
 struct Rows {
   const In* base;
   int64_t stride;
+
+  template <int kLanes, class T>
+  SEGOPS_MEMBER Vec<T, kLanes> at(int64_t c, int64_t i) const {
+    return load<kLanes, T>(base + c * stride + i);
+  }
+
+  // The rows from class c on; beyond the last class, those of the block behind this one.
+  Rows ahead(int64_t c, int64_t classes, int64_t block) const {
+    return Rows{c < classes ? base + c * stride : base + (c - classes) % classes * stride + block, stride};
+  }
+
+  // Whole lines of `count` rows, from element `from` until `end` is reached.
+  SEGOPS_MEMBER void prefetch(int count, int64_t& from, int64_t end) const {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
+    for (; from < end; from += kLine)
+      for (int r = 0; r < count; ++r) __builtin_prefetch(base + r * stride + from);
+  }
 };
 
 // Labels to int32, kIgnored where they are ignored or out of range; compared in Wide, which holds every Label and the class
@@ -176,6 +194,7 @@ static void load_labels(Block<T>& b, const DiceCeLossInputs& in, int64_t n, int6
 // Copies [size, C] (channels last) or a ragged planar block into rows, converted and padded with zeros.
 template <class T, class In>
 static void stage_in(Block<T>& b, const In* src, int64_t stride_c, int64_t stride_s) {
+  constexpr int kLanes = kNativeLanes<T>;
   int64_t i = 0;
   if (stride_c == 1) {
     for (; i + 4 <= b.size; i += 4) {
@@ -203,14 +222,22 @@ static void stage_in(Block<T>& b, const In* src, int64_t stride_c, int64_t strid
   }
   for (int64_t c = 0; c < b.classes; ++c) {
     T* row = b.staged + c * b.capacity;
-    for (int64_t j = i; j < b.size; ++j) row[j] = load<1, T>(src + c * stride_c + j * stride_s)[0];
-    for (int64_t j = b.size; j < b.padded; ++j) row[j] = T(0);
+    int64_t j = i;
+    if (stride_s == 1 && b.size >= kLanes) {
+      for (; j + kLanes <= b.size; j += kLanes) store<kLanes>(row + j, load<kLanes, T>(src + c * stride_c + j));
+      j = b.size - kLanes;  // the last ones overlap their neighbours
+      store<kLanes>(row + j, load<kLanes, T>(src + c * stride_c + j));
+      j = b.size;
+    }
+    for (; j < b.size; ++j) row[j] = load<1, T>(src + c * stride_c + j * stride_s)[0];
+    for (j = b.size; j < b.padded; ++j) row[j] = T(0);
   }
 }
 
 // The way back: rows to [size, C] or to a ragged planar block.
 template <class T, class In>
 static void stage_out(const Block<T>& b, In* dst, int64_t stride_c, int64_t stride_s) {
+  constexpr int kLanes = kNativeLanes<T>;
   int64_t i = 0;
   if (stride_c == 1 && b.classes >= 4) {
     for (; i + 4 <= b.size; i += 4) {
@@ -232,52 +259,55 @@ static void stage_out(const Block<T>& b, In* dst, int64_t stride_c, int64_t stri
       }
     }
   }
-  for (int64_t c = 0; c < b.classes; ++c)
-    for (int64_t j = i; j < b.size; ++j)
-      store<1>(dst + c * stride_c + j * stride_s, Vec<T, 1>{b.staged[c * b.capacity + j]});
+  for (int64_t c = 0; c < b.classes; ++c) {
+    const T* row = b.staged + c * b.capacity;
+    int64_t j = i;
+    if (stride_s == 1)
+      for (; j + kLanes <= b.size; j += kLanes) store<kLanes>(dst + c * stride_c + j, load<kLanes, T>(row + j));
+    for (; j < b.size; ++j) store<1>(dst + c * stride_c + j * stride_s, Vec<T, 1>{row[j]});
+  }
 }
 
 // exp of kRows classes starting at class c, written to b.exp and added to b.sum; the logits of classes `ahead` rows further
 // on (then of the next block) are prefetched meanwhile. kStable subtracts b.shift, sees zeros at ignored pixels, and is
 // exact for every input; otherwise the range of x is collected for outside_bounds.
-template <class T, int kRows, bool kStable, class In>
-SEGOPS_INLINE void exp_rows(Block<T>& b, Rows<In> x, int64_t c, Vec<BitsOf<T>, kNativeLanes<T>>& range) {
+template <class T, int kRows, bool kStable, class Logits>
+SEGOPS_INLINE void exp_rows(Block<T>& b, Logits x, int64_t c, Vec<BitsOf<T>, kNativeLanes<T>>& range) {
   constexpr int kLanes = kNativeLanes<T>;
   constexpr int kWidth = 2;
   constexpr int64_t kAhead = 8;
-  const int64_t further = c + kAhead;
-  const In* next =
-      further < b.classes ? x.base + further * x.stride : x.base + (further - b.classes) % b.classes * x.stride + b.padded;
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
+  const Logits next = x.ahead(c + kAhead, b.classes, b.padded);
   int64_t fetched = 0;
-  for (int64_t i = 0; i < b.padded; i += kWidth * kLanes) {
-    for (; fetched < i + kWidth * kLanes; fetched += kLine)
-      for (int r = 0; r < kRows; ++r) __builtin_prefetch(next + r * x.stride + fetched);
+  // Copies, as what is stored might be the block itself for all the compiler knows.
+  const Block<T> own = b;
+  T* const exp = own.exp + c * own.capacity;
+  for (int64_t i = 0; i < own.padded; i += kWidth * kLanes) {
+    next.prefetch(kRows, fetched, i + kWidth * kLanes);
     Vec<T, kLanes> v[kRows * kWidth], total[kWidth];
-    for (int w = 0; w < kWidth; ++w) total[w] = c == 0 ? Vec<T, kLanes>{} : load<kLanes, T>(b.sum + i + w * kLanes);
+    for (int w = 0; w < kWidth; ++w) total[w] = c == 0 ? Vec<T, kLanes>{} : load<kLanes, T>(own.sum + i + w * kLanes);
     for (int r = 0; r < kRows; ++r) {
       for (int w = 0; w < kWidth; ++w) {
         const int64_t at = i + w * kLanes;
-        v[r * kWidth + w] = load<kLanes, T>(x.base + (c + r) * x.stride + at);
+        v[r * kWidth + w] = x.template at<kLanes, T>(c + r, at);
         if constexpr (kStable) {
-          const auto valid = load<kLanes, T>(b.class_id + at) >= T(0);
-          v[r * kWidth + w] = (valid ? v[r * kWidth + w] : Vec<T, kLanes>{}) - load<kLanes, T>(b.shift + at);
+          const auto valid = load<kLanes, T>(own.class_id + at) >= T(0);
+          v[r * kWidth + w] = (valid ? v[r * kWidth + w] : Vec<T, kLanes>{}) - load<kLanes, T>(own.shift + at);
         }
       }
     }
     exp_tile<T, kLanes, kRows * kWidth, !kStable>(v, range);
     for (int r = 0; r < kRows; ++r) {
       for (int w = 0; w < kWidth; ++w) {
-        store<kLanes>(b.exp + (c + r) * b.capacity + i + w * kLanes, v[r * kWidth + w]);
+        store<kLanes>(exp + r * own.capacity + i + w * kLanes, v[r * kWidth + w]);
         total[w] += v[r * kWidth + w];
       }
     }
-    for (int w = 0; w < kWidth; ++w) store<kLanes>(b.sum + i + w * kLanes, total[w]);
+    for (int w = 0; w < kWidth; ++w) store<kLanes>(own.sum + i + w * kLanes, total[w]);
   }
 }
 
-template <class T, bool kStable, class In>
-static bool exp_block(Block<T>& b, Rows<In> x) {
+template <class T, bool kStable, class Logits>
+static bool exp_block(Block<T>& b, Logits x) {
   Vec<BitsOf<T>, kNativeLanes<T>> range{};
   int64_t c = 0;
   for (; c + 4 <= b.classes; c += 4) exp_rows<T, 4, kStable>(b, x, c, range);
@@ -286,29 +316,27 @@ static bool exp_block(Block<T>& b, Rows<In> x) {
 }
 
 // One value a pixel from the row of its label: out[i] = rows[label[i]][i] (0 where ignored).
-template <class T, class In>
-static void gather_target(const Block<T>& b, Rows<In> rows, T* out) {
+template <class T, class Logits>
+static void gather_target(const Block<T>& b, Logits rows, T* out) {
   for (int64_t g = 0; g < b.padded; g += kGroup) {
     const int32_t label = b.group[g / kGroup];
     if (label >= 0) {
-      const In* row = rows.base + label * rows.stride + g;
-      for (int i = 0; i < kGroup; i += 4) store<4>(out + g + i, load<4, T>(row + i));
+      for (int i = 0; i < kGroup; i += 4) store<4>(out + g + i, rows.template at<4, T>(label, g + i));
     } else {
-      for (int64_t i = g; i < g + kGroup; ++i)
-        out[i] = b.label[i] < 0 ? T(0) : load<1, T>(rows.base + b.label[i] * rows.stride + i)[0];
+      for (int64_t i = g; i < g + kGroup; ++i) out[i] = b.label[i] < 0 ? T(0) : rows.template at<1, T>(b.label[i], i)[0];
     }
   }
 }
 
 // Maximum over the classes into b.shift (0 where ignored), and the target's logit minus it into b.target_logit.
-template <class T, class In>
-static void shift_block(Block<T>& b, Rows<In> x) {
+template <class T, class Logits>
+static void shift_block(Block<T>& b, Logits x) {
   constexpr int kLanes = kNativeLanes<T>;
   for (int64_t i = 0; i < b.padded; i += kLanes) {
     const auto valid = load<kLanes, T>(b.class_id + i) >= T(0);
-    Vec<T, kLanes> most = load<kLanes, T>(x.base + i);
+    Vec<T, kLanes> most = x.template at<kLanes, T>(0, i);
     for (int64_t c = 1; c < b.classes; ++c) {
-      const Vec<T, kLanes> v = load<kLanes, T>(x.base + c * x.stride + i);
+      const Vec<T, kLanes> v = x.template at<kLanes, T>(c, i);
       most = v > most ? v : most;
     }
     store<kLanes>(b.shift + i, valid ? most : Vec<T, kLanes>{});
@@ -319,8 +347,8 @@ static void shift_block(Block<T>& b, Rows<In> x) {
 
 // Softmax of a block: b.exp, b.sum, b.inverse, b.target_prob. Returns whether the block went the stable way, because a
 // logit was large, NaN or infinite, or the target's probability too small to be held.
-template <class T, class In>
-static bool softmax_block(Block<T>& b, Rows<In> x) {
+template <class T, class Logits>
+static bool softmax_block(Block<T>& b, Logits x) {
   constexpr int kLanes = kNativeLanes<T>;
   using M = MathConstants<T>;
   for (int attempt = 0;; ++attempt) {

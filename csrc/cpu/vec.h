@@ -23,6 +23,7 @@
 #endif
 
 #define SEGOPS_INLINE static inline __attribute__((always_inline))
+#define SEGOPS_MEMBER inline __attribute__((always_inline))
 
 namespace segops::SEGOPS_ISA {
 

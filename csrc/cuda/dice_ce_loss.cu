@@ -202,41 +202,6 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
     if (confusion[i] > 0) device::atomic_add(reinterpret_cast<unsigned long long*>(p.confusion) + i, confusion[i]);
 }
 
-// Adds up the chunks in order: a thread a sum, and one block more for the cross-entropy and the bad labels.
-__global__ void __launch_bounds__(kThreads<float>, 1)
-    dice_ce_loss_combine_kernel(DiceCeLossStatistics p, Plan plan, Partial partial) {
-  const int64_t c = p.in.classes, width = 3 * c + 2, chunks = p.in.batch * plan.chunks;
-  if (blockIdx.x + 1 < gridDim.x) {
-    const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads<float> + threadIdx.x;
-    if (index >= p.in.batch * 3 * c) return;
-    const double* from = partial.sums + index / (3 * c) * plan.chunks * width + index % (3 * c);
-    double total = 0;
-    for (int64_t i = 0; i < plan.chunks; ++i) total += from[i * width];
-    p.overlap[index] = total;
-    return;
-  }
-  SHARED_ARRAY(double, scratch, kThreads<float> / device::kWarp);
-  SHARED_ARRAY(BadData, bad_of_warp, kThreads<float> / device::kWarp);
-  double loss = 0, share = 0;
-  BadData bad{0, 0, 0};
-  for (int64_t i = threadIdx.x; i < chunks; i += kThreads<float>) {
-    loss += partial.sums[i * width + 3 * c];
-    share += partial.sums[i * width + 3 * c + 1];
-    bad = merge(bad, partial.bad[i]);
-  }
-  loss = block_sum<kThreads<float>>(loss, scratch);
-  share = block_sum<kThreads<float>>(share, scratch);
-  bad = warp_merge(bad);
-  if (lane_id() == 0) bad_of_warp[warp_id()] = bad;
-  SYNC_THREADS();
-  if (threadIdx.x == 0) {
-    p.ce[0] = loss;
-    p.ce[1] = share;
-    for (int w = 1; w < kThreads<float> / device::kWarp; ++w) bad = merge(bad, bad_of_warp[w]);
-    *p.bad_labels = bad;
-  }
-}
-
 template <class T, int K, bool kRows>
 cudaError_t launch_held(const DiceCeLossStatistics& p, const Plan& plan, const Access& access, const Partial& partial,
                         cudaStream_t stream) {
@@ -261,7 +226,7 @@ cudaError_t launch_forward(const DiceCeLossStatistics& p, const Plan& plan, cons
 template <class T>
 cudaError_t forward(const DiceCeLossStatistics& p, const Partial& partial, cudaStream_t stream) {
   const Plan plan(p.in);
-  const int64_t sums = p.overlap ? p.in.batch * 3 * p.in.classes : 0, chunks = p.in.batch * plan.chunks;
+  const int64_t chunks = p.in.batch * plan.chunks;
   if (chunks > INT32_MAX || p.in.classes > kDiceCeLossMostClasses) return cudaErrorInvalidValue;
   if (chunks > 0) {
     const Access access{0, Access::aligned(p.in.logits, sizeof(T), p.in.stride_n, p.in.stride_c, p.in.stride_s, p.in)};
@@ -269,8 +234,7 @@ cudaError_t forward(const DiceCeLossStatistics& p, const Partial& partial, cudaS
                                                  : launch_forward<T, true>(p, plan, access, partial, stream);
     if (error != cudaSuccess) return error;
   }
-  return LAUNCH(dice_ce_loss_combine_kernel, static_cast<unsigned>((sums + kThreads<float> - 1) / kThreads<float> + 1),
-                kThreads<float>, 0, stream, p, plan, partial);
+  return combine(p, plan.chunks, partial, stream);
 }
 
 }  // namespace segops::cuda::dice_ce

@@ -42,6 +42,9 @@ struct Partial {
   BadData* bad;
 };
 
+// Adds up the chunks, so many of each image, in order.
+cudaError_t combine(const DiceCeLossStatistics& p, int64_t of_image, const Partial& partial, cudaStream_t stream);
+
 // Offsets of parts of dynamic shared memory, each aligned to 16 bytes.
 struct Parts {
   int bytes = 0;

@@ -2,7 +2,7 @@
 //
 // Pointers in the params are device pointers. Everything is queued on `stream` (a cudaStream_t); nothing waits for it.
 #pragma once
-#include "segops/dice_ce_loss.h"
+#include "segops/dice_ce_loss_coarse.h"
 #include "segops/upsample_argmax.h"
 #include "segops/upsample_bilinear.h"
 #include "segops/upsample_nearest.h"
@@ -20,6 +20,10 @@ int64_t dice_ce_loss_scratch_bytes(const DiceCeLossInputs& in);
 Failure dice_ce_loss_statistics(const DiceCeLossStatistics& params, void* scratch, void* stream);
 Failure dice_ce_loss_value(const DiceCeLossValue& params, void* stream);
 Failure dice_ce_loss_backward(const DiceCeLossBackward& params, void* stream);
+
+int64_t dice_ce_loss_coarse_scratch_bytes(const DiceCeLossCoarseStatistics& params);
+Failure dice_ce_loss_coarse_statistics(const DiceCeLossCoarseStatistics& params, void* scratch, void* stream);
+Failure dice_ce_loss_coarse_backward(const DiceCeLossCoarseBackward& params, void* stream);
 
 Failure upsample_bilinear2d(const UpsampleBilinear& params, void* stream);
 Failure upsample_bilinear2d_backward(const UpsampleBilinearBackward& params, void* stream);

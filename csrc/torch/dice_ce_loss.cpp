@@ -1,17 +1,18 @@
 // Binding of dice_ce_loss: checks what memory safety needs, allocates, launches. Messages for users come from
 // segops/ops/dice_ce_loss.py, which sees the arguments first.
-#include "segops/dice_ce_loss.h"
-
 #include <cmath>
 #include <tuple>
 
 #include "bad_data.h"
+#include "segops/dice_ce_loss_coarse.h"
 #include "segops/messages.h"
 #include "tensor.h"
 
 namespace segops {
 Status dice_ce_loss_statistics(const DiceCeLossStatistics&, const Parallel&);
 Status dice_ce_loss_backward(const DiceCeLossBackward&, const Parallel&);
+Status dice_ce_loss_coarse_statistics(const DiceCeLossCoarseStatistics&, const Parallel&);
+Status dice_ce_loss_coarse_backward(const DiceCeLossCoarseBackward&, const Parallel&);
 }  // namespace segops
 
 namespace segops::binding {
@@ -30,10 +31,20 @@ void launch(const DiceCeLossValue& p, const Tensor& on) { check(cuda::dice_ce_lo
 void launch(const DiceCeLossBackward& p, const Tensor& on) {
   check(cuda::dice_ce_loss_backward(p, Queue(on).stream()), kOp);
 }
+void launch(const DiceCeLossCoarseStatistics& p, const Tensor& on) {
+  const Queue queue(on);
+  Tensor scratch = empty({(cuda::dice_ce_loss_coarse_scratch_bytes(p) + 7) / 8}, ScalarType::Double, on);
+  check(cuda::dice_ce_loss_coarse_statistics(p, scratch.mutable_data_ptr(), queue.stream()), kOp);
+}
+void launch(const DiceCeLossCoarseBackward& p, const Tensor& on) {
+  check(cuda::dice_ce_loss_coarse_backward(p, Queue(on).stream()), kOp);
+}
 #else
 void launch(const DiceCeLossStatistics& p, const Tensor&) { check(dice_ce_loss_statistics(p, threads()), kOp); }
 void launch(const DiceCeLossValue& p, const Tensor&) { dice_ce_loss_value(p); }
 void launch(const DiceCeLossBackward& p, const Tensor&) { check(dice_ce_loss_backward(p, threads()), kOp); }
+void launch(const DiceCeLossCoarseStatistics& p, const Tensor&) { check(dice_ce_loss_coarse_statistics(p, threads()), kOp); }
+void launch(const DiceCeLossCoarseBackward& p, const Tensor&) { check(dice_ce_loss_coarse_backward(p, threads()), kOp); }
 #endif
 
 ScalarType accumulation_type(const Tensor& logits) {
@@ -60,11 +71,9 @@ struct Inputs {
   DiceCeLossInputs in;
 };
 
-Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
-                 const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing, bool squared) {
-  check(logits.dim() >= 3, "segops.", kOp, ": logits must be [N, C, *spatial], got ", to_text(sizes_of(logits)));
-  std::vector<int64_t> labels = sizes_of(logits);
-  labels.erase(labels.begin() + 1);
+Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::vector<int64_t>& labels,
+                 const std::optional<Tensor>& weight, const std::optional<Tensor>& pixel_weight, int64_t ignore_index,
+                 double label_smoothing, bool squared) {
   check(sizes_of(target) == labels, "segops.", kOp, ": target must be ", to_text(labels), ", got ",
         to_text(sizes_of(target)));
   check(logits.size(1) > 0, "segops.", kOp, ": logits must have at least one class");
@@ -103,13 +112,50 @@ Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::optional
   return r;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> statistics(const Tensor& logits, const Tensor& target,
-                                                              const std::optional<Tensor>& weight,
-                                                              const std::optional<Tensor>& pixel_weight,
-                                                              int64_t ignore_index, double label_smoothing, bool squared,
-                                                              bool with_overlap, bool with_confusion, bool with_map,
-                                                              int64_t on_bad) {
-  const Inputs inputs = inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
+Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                 const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing, bool squared) {
+  check(logits.dim() >= 3, "segops.", kOp, ": logits must be [N, C, *spatial], got ", to_text(sizes_of(logits)));
+  std::vector<int64_t> labels = sizes_of(logits);
+  labels.erase(labels.begin() + 1);
+  return inputs_of(logits, target, labels, weight, pixel_weight, ignore_index, label_smoothing, squared);
+}
+
+// Inputs whose pixels are those of the target.
+Inputs coarse_inputs_of(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                        const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing,
+                        bool squared) {
+  check(logits.dim() == 4 && target.dim() == 3, "segops.", kOp,
+        ": coarse logits must be [N, C, h, w] with target [N, H, W], got ", to_text(sizes_of(logits)), " and ",
+        to_text(sizes_of(target)));
+  check(logits.size(2) > 0 && logits.size(2) <= target.size(1) && logits.size(3) > 0 && logits.size(3) <= target.size(2),
+        "segops.", kOp, ": coarse logits must have at least one pixel and no more than target in each dimension, got ",
+        to_text(sizes_of(logits)), " and ", to_text(sizes_of(target)));
+  Inputs r = inputs_of(logits, target, {logits.size(0), target.size(1), target.size(2)}, weight, pixel_weight, ignore_index,
+                       label_smoothing, squared);
+  r.in.logits = nullptr;
+  r.in.pixels = target.size(1) * target.size(2);
+  r.in.stride_n = r.in.stride_c = r.in.stride_s = 0;
+  return r;
+}
+
+template <class Data>
+PlanesOf<Data> planes_of(Data* data, const Pixels& p) {
+  const int64_t h = p.tensor.size(2), w = p.tensor.size(3);
+  return PlanesOf<Data>{data, p.batch, p.classes, h, w, p.stride_n, p.stride_c, w * p.stride_s, p.stride_s};
+}
+
+CoarseLogits coarse_of(const Pixels& logits, const Tensor& target, bool align_corners) {
+  return CoarseLogits{planes_of(logits.tensor.const_data_ptr(), logits),
+                      linear_axis(logits.tensor.size(2), target.size(1), align_corners, 0),
+                      linear_axis(logits.tensor.size(3), target.size(2), align_corners, 0)};
+}
+
+using Sums = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Allocates the results of `statistics`, has them written by run(params), and reports bad labels.
+template <class Run>
+Sums statistics_of(const Inputs& inputs, const Tensor& logits, const Tensor& target, bool with_overlap, bool with_confusion,
+                   bool with_map, int64_t on_bad, const Run& run) {
   const int64_t n = inputs.in.batch, c = inputs.in.classes;
   Tensor overlap = empty(with_overlap ? std::vector<int64_t>{n, 3, c} : std::vector<int64_t>{0}, ScalarType::Double, logits);
   Tensor ce = empty({2}, ScalarType::Double, logits);
@@ -125,11 +171,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> statistics(const Tensor& logi
   p.ce_map = with_map ? map.mutable_data_ptr() : nullptr;
   p.confusion = with_confusion ? static_cast<int64_t*>(confusion.mutable_data_ptr()) : nullptr;
   p.bad_labels = static_cast<BadData*>(errors.mutable_data_ptr());
-  launch(p, logits);
+  run(p);
   if (on_bad == kRaiseBad && logits.is_cpu() && p.bad_labels->count > 0)
-    fail(describe_bad_labels(kOp, *p.bad_labels, sizes_of(target), c, ignore_index));
+    fail(describe_bad_labels(kOp, *p.bad_labels, sizes_of(target), c, inputs.in.ignore_index));
   if (on_bad != kRecordBad) note_bad_data(errors, on_bad);
   return {overlap, ce, map, confusion, errors};
+}
+
+Sums statistics(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing, bool squared,
+                bool with_overlap, bool with_confusion, bool with_map, int64_t on_bad) {
+  const Inputs inputs = inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
+  return statistics_of(inputs, logits, target, with_overlap, with_confusion, with_map, on_bad,
+                       [&](const DiceCeLossStatistics& p) { launch(p, logits); });
+}
+
+Sums coarse_statistics(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                       const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing, bool squared,
+                       bool with_overlap, bool with_confusion, bool with_map, int64_t on_bad, bool align_corners) {
+  const Inputs inputs = coarse_inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
+  const CoarseLogits coarse = coarse_of(inputs.logits, target, align_corners);
+  return statistics_of(inputs, logits, target, with_overlap, with_confusion, with_map, on_bad,
+                       [&](const DiceCeLossStatistics& p) { launch(DiceCeLossCoarseStatistics{p, coarse}, logits); });
 }
 
 Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
@@ -154,11 +217,27 @@ Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<
   return grad_logits;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> value(const Tensor& overlap, const Tensor& ce,
-                                                         const std::optional<Tensor>& dice_class_weight, double num_i,
-                                                         double den_i, double den_p, double den_t, double smooth,
-                                                         double ce_weight, double dice_weight, bool batch_dice,
-                                                         bool include_background, bool skip_absent, bool ce_mean) {
+Tensor coarse_backward(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                       const std::optional<Tensor>& pixel_weight, const std::optional<Tensor>& grad_overlap,
+                       const std::optional<Tensor>& grad_ce, int64_t ignore_index, double label_smoothing, bool squared,
+                       bool align_corners) {
+  const Inputs inputs = coarse_inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
+  Tensor grad_logits = empty_like_pixels(logits, inputs.logits);
+  const std::optional<Tensor> overlap = contiguous(grad_overlap), ce = contiguous(grad_ce);
+
+  DiceCeLossCoarseBackward p{};
+  p.loss.in = inputs.in;
+  p.loss.grad_overlap = table(overlap, inputs.in.batch * 3 * inputs.in.classes, "grad_overlap", logits);
+  p.loss.grad_ce = table(ce, 2, "grad_ce", logits);
+  p.coarse = coarse_of(inputs.logits, target, align_corners);
+  p.grad_logits = planes_of(grad_logits.mutable_data_ptr(), as_pixels(grad_logits));
+  launch(p, logits);
+  return grad_logits;
+}
+
+Sums value(const Tensor& overlap, const Tensor& ce, const std::optional<Tensor>& dice_class_weight, double num_i,
+           double den_i, double den_p, double den_t, double smooth, double ce_weight, double dice_weight, bool batch_dice,
+           bool include_background, bool skip_absent, bool ce_mean) {
   const bool with_overlap = overlap.dim() == 3;
   check(!with_overlap || overlap.size(1) == 3, "segops.", kOp, ": overlap must be [N, 3, C], got ",
         to_text(sizes_of(overlap)));
@@ -201,4 +280,6 @@ SEGOPS_LIBRARY_IMPL(SEGOPS_NAMESPACE, SEGOPS_DISPATCH_KEY, m) {
   m.impl("dice_ce_loss_statistics", TORCH_BOX(&segops::binding::statistics));
   m.impl("dice_ce_loss_value", TORCH_BOX(&segops::binding::value));
   m.impl("dice_ce_loss_backward", TORCH_BOX(&segops::binding::backward));
+  m.impl("dice_ce_loss_coarse_statistics", TORCH_BOX(&segops::binding::coarse_statistics));
+  m.impl("dice_ce_loss_coarse_backward", TORCH_BOX(&segops::binding::coarse_backward));
 }

@@ -1,10 +1,11 @@
 """Layers: parameters and options plus one operator call."""
 
-from segops.nn.losses import DiceCELoss
+from segops.nn.losses import DeepSupervisionLoss, DiceCELoss
 from segops.nn.upsampling import BedOfNails2d, Upsample, UpsampleCat, UpsamplingBilinear2d, UpsamplingNearest2d
 
 __all__ = [
     "BedOfNails2d",
+    "DeepSupervisionLoss",
     "DiceCELoss",
     "Upsample",
     "UpsampleCat",

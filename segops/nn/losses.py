@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
 from segops.ops.dice_ce_loss_arguments import Overlap
+from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
 
 
 class DiceCELoss(nn.Module):
@@ -17,7 +19,7 @@ class DiceCELoss(nn.Module):
         `dice_class_weight` become buffers that are not saved with the model, as they are options rather than state.
 
     Shape:
-        logits [N, C, *spatial], target [N, *spatial]; returns what the function returns.
+        logits [N, C, *spatial] (or coarse, [N, C, h, w]), target [N, *spatial]; returns what the function returns.
     """
 
     weight: Tensor | None
@@ -81,3 +83,36 @@ class DiceCELoss(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
+
+
+class DeepSupervisionLoss(nn.Module):
+    """:func:`segops.deep_supervision_loss` with its weights and options held by a module.
+
+    Args:
+        weights: one number for each head.
+        options: those of :class:`DiceCELoss`, whose buffers this module has, too.
+
+    Shape:
+        logits: a list of [N, C, h, w], target [N, H, W]; returns what the function returns.
+    """
+
+    def __init__(self, weights: Sequence[float], **options: Any) -> None:
+        super().__init__()
+        self.weights = list(weights)
+        self.loss = DiceCELoss(**options)
+
+    def forward(
+        self, logits: Sequence[Tensor], target: Tensor, pixel_weight: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, list[DiceCELossParts]]:
+        return deep_supervision_loss(
+            logits,
+            target,
+            self.weights,
+            weight=self.loss.weight,
+            dice_class_weight=self.loss.dice_class_weight,
+            pixel_weight=pixel_weight,
+            **self.loss.options,
+        )
+
+    def extra_repr(self) -> str:
+        return f"weights={self.weights!r}"

@@ -1,12 +1,14 @@
 """One page per operator: schema, fake, autograd and the public function."""
 
 from segops.ops.dice_ce_loss import dice_ce_loss
+from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
 from segops.ops.upsample_argmax import upsample_argmax
 from segops.ops.upsample_bilinear import upsample_bilinear2d, upsample_cat
 from segops.ops.upsample_nearest import bed_of_nails2d, upsample_nearest2d
 
 __all__ = [
     "bed_of_nails2d",
+    "deep_supervision_loss",
     "dice_ce_loss",
     "upsample_argmax",
     "upsample_bilinear2d",

@@ -18,7 +18,7 @@ from segops import backends, errors
 from segops._layout import pixel_stride
 from segops._library import define_op, no_double_backward
 from segops.ops import dice_ce_loss_ranks as ranks
-from segops.ops.dice_ce_loss_arguments import Overlap, check_options, check_tensors, overlap_coefficients
+from segops.ops.dice_ce_loss_arguments import Overlap, check_options, check_tensors, is_coarse, overlap_coefficients
 from segops.reference import dice_ce_loss as reference
 
 OP = "dice_ce_loss"
@@ -60,6 +60,7 @@ def _fake_statistics(
     with_confusion: bool,
     with_map: bool,
     on_bad: int,
+    align_corners: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n, c = logits.shape[:2]
     return (
@@ -81,6 +82,7 @@ def _fake_backward(
     ignore_index: int,
     label_smoothing: float,
     squared: bool,
+    align_corners: bool = False,
 ) -> Tensor:
     if pixel_stride(logits) not in (None, 1):
         return torch.empty_like(logits.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
@@ -114,9 +116,9 @@ def _fake_value(
 
 
 def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared = inputs[:7]
-    ctx.save_for_backward(logits, target, weight, pixel_weight)
-    ctx.options = (ignore_index, label_smoothing, squared)
+    ctx.save_for_backward(*inputs[:4])
+    ctx.align_corners = inputs[11:]  # of coarse logits
+    ctx.options = (*inputs[4:7], *ctx.align_corners)
     ctx.with_overlap, ctx.with_map = inputs[7], inputs[9]
     ctx.set_materialize_grads(False)
 
@@ -135,8 +137,9 @@ def _statistics_backward(
             per_pixel = grad_map if grad_ce is None else grad_map + grad_ce[0].to(grad_map.dtype)
             pixel_weight = per_pixel if pixel_weight is None else per_pixel * pixel_weight
             grad_ce = torch.ones(2, dtype=torch.float64, device=logits.device)
-        grad = ops.dice_ce_loss_backward(logits, target, weight, pixel_weight, grad_overlap, grad_ce, *ctx.options)
-    return (grad, *[None] * 10)
+        op = ops.dice_ce_loss_coarse_backward if ctx.align_corners else ops.dice_ce_loss_backward
+        grad = op(logits, target, weight, pixel_weight, grad_overlap, grad_ce, *ctx.options)
+    return (grad, *[None] * (10 + len(ctx.align_corners)))
 
 
 def _save_value(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -151,14 +154,20 @@ def _value_backward(ops: Any, ctx: Any, grad_loss: Any, *_: Any) -> tuple[Any, .
     return (grad_overlap * grad_loss, grad_ce * grad_loss, *[None] * 12)
 
 
-define_op(
-    "dice_ce_loss_statistics(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, "
-    "float label_smoothing, bool squared, bool with_overlap, bool with_confusion, bool with_map, int on_bad) "
-    "-> (Tensor overlap, Tensor ce, Tensor ce_map, Tensor confusion, Tensor bad_labels)",
-    _fake_statistics,
-    _save_statistics,
-    _statistics_backward,
+_STATISTICS = (
+    "(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, "
+    "bool squared, bool with_overlap, bool with_confusion, bool with_map, int on_bad{more}) "
+    "-> (Tensor overlap, Tensor ce, Tensor ce_map, Tensor confusion, Tensor bad_labels)"
 )
+_BACKWARD = (
+    "(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, Tensor? grad_overlap, Tensor? grad_ce, "
+    "int ignore_index, float label_smoothing, bool squared{more}) -> Tensor"
+)
+for _name, _more in (("dice_ce_loss", ""), ("dice_ce_loss_coarse", ", bool align_corners")):
+    define_op(
+        f"{_name}_statistics{_STATISTICS.format(more=_more)}", _fake_statistics, _save_statistics, _statistics_backward
+    )
+    define_op(f"{_name}_backward{_BACKWARD.format(more=_more)}", _fake_backward, backward=no_double_backward(OP))
 define_op(
     "dice_ce_loss_value(Tensor overlap, Tensor ce, Tensor? dice_class_weight, float num_i, float den_i, float den_p, "
     "float den_t, float smooth, float ce_weight, float dice_weight, bool batch_dice, bool include_background, "
@@ -167,12 +176,6 @@ define_op(
     _fake_value,
     _save_value,
     _value_backward,
-)
-define_op(
-    "dice_ce_loss_backward(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, Tensor? grad_overlap, "
-    "Tensor? grad_ce, int ignore_index, float label_smoothing, bool squared) -> Tensor",
-    _fake_backward,
-    backward=no_double_backward(OP),
 )
 
 
@@ -208,12 +211,20 @@ def dice_ce_loss(
     images (Milletari et al., "V-Net", 2016; with ``squared`` their p^2). Forward reads the logits once and keeps
     nothing of their size; backward reads them once and writes the gradient once.
 
+    Logits of another height or width than the target stand for their bilinear interpolation to the target's, as
+    :func:`torch.nn.functional.interpolate` has it (16-bit logits are interpolated in float32 and not rounded). Where
+    they are coarser, or of equal extent, in both dimensions, the interpolated logits and their gradient are never in
+    memory, and the gradient is summed in an order that depends on the shapes alone. Where one dimension is finer than
+    the target's, they are interpolated in memory first.
+
     Args:
         logits: [N, C, *spatial] with one to three (or more) spatial dimensions; float32, float64, bfloat16 or float16,
-            contiguous or channels last (anything else is copied once).
-        target: [N, *spatial] class indices in [0, C) or `ignore_index`; uint8, int16, int32 or int64.
+            contiguous or channels last (anything else is copied once). Coarse logits are [N, C, h, w].
+        target: [N, *spatial], with coarse logits [N, H, W]: class indices in [0, C) or `ignore_index`; uint8, int16,
+            int32 or int64.
         weight: [C], class weights of the cross-entropy.
-        pixel_weight: [N, *spatial], multiplies each pixel's cross-entropy and its share of the mean's denominator.
+        pixel_weight: of the target's shape, multiplies each pixel's cross-entropy and its share of the mean's
+            denominator.
         ignore_index: label of pixels that count nowhere; their gradient is zero, also where their logits are NaN.
         label_smoothing: in [0, 1], of the cross-entropy, as in torch.
         ce_weight: factor of the cross-entropy; 0 leaves it out.
@@ -226,8 +237,9 @@ def dice_ce_loss(
         absent_classes: "count", or "skip" to leave out (image, class) pairs without target pixels.
         dice_class_weight: [C], weights of the mean over classes (which still divides by their number, as MONAI does).
         squared: P sums p^2.
-        align_corners: for coarse logits (not supported yet).
-        reduction: of the cross-entropy: "mean", "sum", or "none" for its map [N, *spatial] (with ``dice_weight=0``).
+        align_corners: of the interpolation of coarse logits; without meaning for others.
+        reduction: of the cross-entropy: "mean", "sum", or "none" for its map, of the target's shape (with
+            ``dice_weight=0``).
         return_parts: also return :class:`DiceCELossParts`.
         process_group: a ProcessGroup whose ranks each have a part of the batch. The loss is that of the whole batch, on
             every rank, and the gradient is multiplied by the number of ranks: the mean that DistributedDataParallel
@@ -244,9 +256,8 @@ def dice_ce_loss(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; a bad label.
-        NotImplementedError: logits coarser than the target.
     """
-    check_tensors(logits, target, weight, pixel_weight, dice_class_weight)
+    interpolate = check_tensors(logits, target, weight, pixel_weight, dice_class_weight)
     coefficients = overlap_coefficients(overlap)
     check_options(
         ignore_index=ignore_index,
@@ -258,6 +269,7 @@ def dice_ce_loss(
         include_background=include_background,
         absent_classes=absent_classes,
         squared=squared,
+        align_corners=align_corners,
         reduction=reduction,
         return_parts=return_parts,
         validate=validate,
@@ -277,6 +289,9 @@ def dice_ce_loss(
         "skip_absent": absent_classes == "skip",
         "ce_mean": reduction == "mean",
     }
+    if interpolate and (chosen == "reference" or not is_coarse(logits, target)):
+        logits = reference.interpolated(logits.to(accumulate), target.shape[1:], align_corners)
+        interpolate = False
     of_sums: Any  # a ranks.Value
     if chosen == "reference":
         target = _reference_target(target, logits.shape[1], ignore_index, validate)
@@ -296,7 +311,8 @@ def dice_ce_loss(
             raise NotImplementedError("segops.dice_ce_loss: forward-mode AD (jvp) is not supported")
         if pixel_stride(logits) is None:
             logits = logits.contiguous()  # once, rather than in forward and in backward
-        sums, ce_sums, ce_map, confusion, bad_labels = ops.dice_ce_loss_statistics(
+        statistics = ops.dice_ce_loss_coarse_statistics if interpolate else ops.dice_ce_loss_statistics
+        sums, ce_sums, ce_map, confusion, bad_labels = statistics(
             logits,
             target,
             None if weight is None else weight.to(torch.float64).contiguous(),
@@ -308,6 +324,7 @@ def dice_ce_loss(
             return_parts,
             with_map,
             errors.on_bad(validate, logits),
+            *((align_corners,) if interpolate else ()),
         )
         if validate == "raise":
             errors.raise_bad_labels(OP, bad_labels, target, logits.shape[1], ignore_index)

@@ -39,7 +39,8 @@ def check_tensors(
     weight: Tensor | None,
     pixel_weight: Tensor | None,
     dice_class_weight: Tensor | None,
-) -> None:
+) -> bool:
+    """Whether the logits are of another size than the target and have to be interpolated."""
     for name, t in (("logits", logits), ("target", target)):
         if not isinstance(t, Tensor):
             raise TypeError(f"segops.dice_ce_loss: {name} must be a Tensor, got {type(t).__name__}")
@@ -54,16 +55,20 @@ def check_tensors(
     if logits.shape[1] < 1:
         raise ValueError(f"segops.dice_ce_loss: logits must have at least one class, got {list(logits.shape)}")
     pixels = (logits.shape[0], *logits.shape[2:])
-    if tuple(target.shape) != pixels:
-        if target.ndim == 3 and logits.ndim == 4 and target.shape[0] == logits.shape[0]:
-            raise NotImplementedError(
-                f"segops.dice_ce_loss: coarse logits are not supported yet: logits {list(logits.shape)} need target "
-                f"{list(pixels)}, got {list(target.shape)}"
-            )
+    interpolate = tuple(target.shape) != pixels
+    if interpolate and not (logits.ndim == 4 and target.ndim == 3 and target.shape[0] == logits.shape[0]):
+        coarse = " (coarse logits must be [N, C, h, w] and target [N, H, W])" if target.ndim == logits.ndim - 1 else ""
         raise ValueError(
             f"segops.dice_ce_loss: target must be {list(pixels)} for logits {list(logits.shape)}, "
-            f"got {list(target.shape)}"
+            f"got {list(target.shape)}{coarse}"
         )
+    if interpolate:
+        for name, t in (("logits", logits), ("target", target)):
+            if t.shape[-2] < 1 or t.shape[-1] < 1:
+                raise ValueError(
+                    f"segops.dice_ce_loss: {name} must have at least one pixel to be interpolated, got {list(t.shape)}"
+                )
+        pixels = tuple(target.shape)
     if target.device != logits.device:
         raise ValueError(f"segops.dice_ce_loss: target must be on {logits.device} like logits, got {target.device}")
     optional: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...] = (
@@ -84,6 +89,12 @@ def check_tensors(
             raise ValueError(f"segops.dice_ce_loss: {name} must be on {logits.device} like logits, got {given.device}")
         if given.requires_grad:
             raise ValueError(f"segops.dice_ce_loss: {name} must not require a gradient; pass {name}.detach()")
+    return interpolate
+
+
+def is_coarse(logits: Tensor, target: Tensor) -> bool:
+    """Whether the interpolation from logits [N, C, h, w] to target [N, H, W] shrinks neither dimension."""
+    return logits.shape[2] <= target.shape[1] and logits.shape[3] <= target.shape[2]
 
 
 def check_options(
@@ -97,6 +108,7 @@ def check_options(
     include_background: bool,
     absent_classes: str,
     squared: bool,
+    align_corners: bool,
     reduction: str,
     return_parts: bool,
     validate: str,
@@ -125,6 +137,7 @@ def check_options(
         batch_dice=batch_dice,
         include_background=include_background,
         squared=squared,
+        align_corners=align_corners,
         return_parts=return_parts,
     )
     require(-(1 << 63) <= ignore_index < 1 << 63, "ignore_index", "an int of 64 bits", ignore_index)

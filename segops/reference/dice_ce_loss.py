@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def interpolated(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """Coarse logits [N, C, h, w] at the size (H, W) of their target."""
+    return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def overlap_sums(logits: Tensor, target: Tensor, ignore_index: int, squared: bool) -> tuple[Tensor, Tensor, Tensor]:

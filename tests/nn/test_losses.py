@@ -5,7 +5,7 @@ import inspect
 import torch
 
 import segops
-from segops.nn import DiceCELoss
+from segops.nn import DeepSupervisionLoss, DiceCELoss
 from tests.cases import make_logits, random_labels
 
 
@@ -30,3 +30,18 @@ def test_module_equals_function():
     assert module.state_dict() == {}
     assert module.double().weight.dtype == torch.float64
     assert "label_smoothing=0.1" in repr(module)
+
+
+def test_deep_supervision_module_equals_function():
+    heads = [make_logits((2, 4, 18 // step, 14 // step), seed=step) for step in (1, 2, 5)]
+    target = random_labels((2, 18, 14), 4)
+    weight = torch.tensor([0.5, 1.0, 2.0, 3.0])
+    pixel_weight = torch.rand(2, 18, 14, generator=torch.Generator().manual_seed(5))
+    weights, options = (1.0, 0.5, 0.25), {"overlap": "jaccard", "align_corners": True}
+    module = DeepSupervisionLoss(weights, weight=weight, **options)
+    expected = segops.deep_supervision_loss(heads, target, weights, weight=weight, pixel_weight=pixel_weight, **options)
+    assert torch.equal(module(heads, target, pixel_weight), expected)
+    assert module.state_dict() == {}
+    assert "weights=[1.0, 0.5, 0.25]" in repr(module)
+    _, parts = DeepSupervisionLoss(weights, return_parts=True)(heads, target)
+    assert len(parts) == 3

@@ -6,7 +6,7 @@ from tests.ladder.operator import Mutant, case
 
 FORWARD, BACKWARD = "dice_ce_loss.cu", "dice_ce_loss_backward.cu"
 TILE, ROWS, SWEEP = "dice_ce_loss_tile.cuh", "dice_ce_loss_rows.cuh", "dice_ce_loss_sweep.cuh"
-REDUCE = "reduce.cuh"
+REDUCE, GRADIENT = "reduce.cuh", "dice_ce_loss_gradient.cuh"
 UNREAD, REWRITTEN = "missing barrier before reading a reduction buffer", "missing barrier before rewriting it"
 EARLY, PAST = "shuffle loop that ends early", "store one past the row"
 SIXTEEN, PIPELINE = "16-byte access that ignores tail or alignment", "cp.async pipeline without wait or barrier"
@@ -160,18 +160,18 @@ MUTANTS = (
         (3,),
     ),
     Mutant(
-        "ignored pixels have a gradient", WRONG, BACKWARD, "return label < 0 ? A(0) : result;", "return result;", (3,)
+        "ignored pixels have a gradient", WRONG, GRADIENT, "return label < 0 ? A(0) : result;", "return result;", (3,)
     ),
     Mutant(
         "derivative of another sum",
         WRONG,
-        BACKWARD,
+        GRADIENT,
         "device::load(grad + classes + c)",
         "device::load(grad + c)",
         (3,),
     ),
     Mutant("weight of another class", WRONG, FORWARD, "* class_weight[pixels.label[v]]", "* class_weight[0]", (3,)),
-    Mutant("gradient's weight of another class", WRONG, BACKWARD, "tables.weight[known]", "tables.weight[0]", (3,)),
+    Mutant("gradient's weight of another class", WRONG, GRADIENT, "tables.weight[known]", "tables.weight[0]", (3,)),
     Mutant(
         "more shared memory than allowed",
         "launch that the device refuses",

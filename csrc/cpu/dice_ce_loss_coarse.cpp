@@ -1,0 +1,331 @@
+// dice_ce_loss of coarse logits on the CPU: a tile of a target row is interpolated where it is used, in the first-level
+// cache, and its gradient goes back from there. Interpolated logits and their gradient are never in memory.
+//
+// Rows of logits are interpolated along themselves once each and then blended row by row; backward, target rows are blended
+// first and summed along themselves once for each row of logits.
+#include "segops/dice_ce_loss_coarse.h"
+
+#include "dice_ce_loss_coarse_columns.h"
+#include "dice_ce_loss_sums.h"
+#include "isa.h"
+#include "parallel.h"
+#include "work.h"
+
+namespace segops::SEGOPS_ISA {
+namespace {
+
+// Half a tile of the plain kernel, as there are more arrays of its size.
+template <class T>
+int64_t tile_pixels(int64_t classes, int64_t width) {
+  return block_pixels(2 * classes, width, sizeof(T));
+}
+
+// Rows in memory [C, elements] from or to an image's row of logits, in any layout that a Block can stage.
+template <class T>
+Block<T> row_of(T* rows, int64_t classes, int64_t pitch, int64_t size) {
+  Block<T> b{};
+  b.classes = classes;
+  b.capacity = pitch;
+  b.size = b.padded = size;
+  b.staged = rows;
+  return b;
+}
+
+// The logits of a target row between two rows that are interpolated to its columns.
+template <class T>
+struct Between {
+  const T *lower, *upper;  // [C, stride]
+  int64_t stride;
+  T keep, share;
+
+  template <int kLanes, class>
+  SEGOPS_MEMBER Vec<T, kLanes> at(int64_t c, int64_t i) const {
+    return keep * load<kLanes, T>(lower + c * stride + i) + share * load<kLanes, T>(upper + c * stride + i);
+  }
+  Between ahead(int64_t, int64_t, int64_t) const { return *this; }
+  SEGOPS_MEMBER void prefetch(int, int64_t&, int64_t) const {}
+};
+
+// The transpose: what a target row's gradient adds to the sums of the lower and of the upper row.
+template <class T>
+struct ToSums {
+  T *lower, *upper;  // [C, stride]
+  int64_t stride;
+  T keep, share;
+
+  template <int kLanes, class V>
+  SEGOPS_MEMBER void put(int64_t c, int64_t i, V v) const {
+    T *const low = lower + c * stride + i, *const high = upper + c * stride + i;
+    store<kLanes>(low, load<kLanes, T>(low) + keep * v);
+    store<kLanes>(high, load<kLanes, T>(high) + share * v);
+  }
+};
+
+// Two neighbouring rows of logits, interpolated to a strip's columns.
+template <class T, class In>
+struct Interpolation {
+  const CoarseLogits& coarse;
+  const Columns<T>& columns;
+  int64_t capacity;
+  T* source;   // [C, source_pitch]
+  T* wide[2];  // [C, capacity]: the lower and the upper row
+  int64_t image, strip, held;
+
+  static int64_t bytes(int64_t classes, int64_t capacity) {
+    return classes * (Columns<T>::source_pitch(capacity) + 2 * capacity) * static_cast<int64_t>(sizeof(T));
+  }
+
+  Interpolation(const CoarseLogits& c, const Columns<T>& cs, int64_t most, char* memory)
+      : coarse(c), columns(cs), capacity(most), image(0), strip(0), held(-1) {
+    source = reinterpret_cast<T*>(memory);
+    wide[0] = source + c.planes.channels * Columns<T>::source_pitch(capacity);
+    wide[1] = wide[0] + c.planes.channels * capacity;
+  }
+
+  void begin(int64_t n, int64_t s) {
+    image = n;
+    strip = s;
+    held = -1;
+  }
+
+  void widen(int64_t row, T* to) const {
+    const ConstPlanes& p = coarse.planes;
+    const Strip own = columns.strip(strip);
+    const int64_t pitch = Columns<T>::source_pitch(capacity);
+    const In* from = static_cast<const In*>(p.data) + image * p.stride_n + row * p.stride_h + own.low * p.stride_w;
+    Block<T> staging = row_of(source, p.channels, pitch, own.span);
+    stage_in(staging, from, p.stride_c, p.stride_w);
+    for (int64_t c = 0; c < p.channels; ++c) source[c * pitch + own.span] = source[c * pitch + own.span - 1];
+    columns.widen(strip, source, pitch, to, p.channels);
+  }
+
+  Between<T> at(const LinearTap& tap) {
+    if (held >= 0 && tap.low == held + 1) {
+      T* const lower = wide[0];
+      wide[0] = wide[1];
+      wide[1] = lower;
+    } else if (tap.low != held) {
+      widen(tap.low, wide[0]);
+    }
+    if (tap.low != held && tap.high != tap.low) widen(tap.high, wide[1]);
+    held = tap.low;
+    const T* const upper = tap.high != tap.low ? wide[1] : wide[0];
+    return Between<T>{wide[0], upper, capacity, static_cast<T>(1. - tap.weight), static_cast<T>(tap.weight)};
+  }
+};
+
+int64_t label_bytes(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::uint8: return 1;
+    case Dtype::int16: return 2;
+    case Dtype::int32: return 4;
+    default: return 8;
+  }
+}
+
+// The labels of a tile; what is wrong with them, in `found`, is the first in the order of the target.
+template <class T>
+void load_tile(Block<T>& b, const DiceCeLossInputs& in, int64_t n, const Strip& strip, int64_t at, int64_t row,
+               BadData* found) {
+  b.size = strip.size;
+  b.padded = strip.padded;
+  // The tile is one of a column of them, a row of labels apart, which no hardware foresees.
+  const int64_t bytes = label_bytes(in.target_dtype), next = at + row < in.pixels ? at + row : at;
+  const char* const labels = static_cast<const char*>(in.target) + (n * in.pixels + next) * bytes;
+  for (int64_t i = 0; i < strip.size * bytes; i += 64) __builtin_prefetch(labels + i);
+  BadData own{0, 0, 0};
+  load_labels(b, in, n, at, found ? &own : nullptr);
+  if (own.count == 0) return;
+  const bool earlier = found->count == 0 || own.position < found->position;
+  *found = BadData{found->count + own.count, earlier ? own.position : found->position, earlier ? own.value : found->value};
+}
+
+bool is_small(const DiceCeLossInputs& in) {
+  constexpr int64_t kSerialElements = 1 << 15;
+  return in.batch * in.classes * in.pixels < kSerialElements;
+}
+
+template <class T, class In>
+Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& parallel) {
+  const DiceCeLossInputs& in = params.loss.in;
+  const LinearAxis &vertical = params.coarse.vertical, &horizontal = params.coarse.horizontal;
+  constexpr int64_t kItemsPerImage = 64, kItemPixels = 8192;
+  const int64_t capacity = tile_pixels<T>(in.classes, horizontal.out);
+  const int64_t wanted = in.pixels / kItemPixels < kItemsPerImage ? in.pixels / kItemPixels : kItemsPerImage;
+  const int64_t rows = wanted < 1 ? vertical.out : (vertical.out + wanted - 1) / wanted;
+  const int64_t per_image = (vertical.out + rows - 1) / rows, items = in.batch * per_image;
+
+  const int64_t block_bytes = Block<T>::bytes(in.classes, capacity);
+  const int64_t bytes = block_bytes + (Interpolation<T, In>::bytes(in.classes, capacity) + 63) / 64 * 64;
+  const Columns<T> columns(horizontal, capacity, kPad);
+  const Memory scratch(parallel.workers * bytes);
+  const Partials partials(params.loss, items, parallel.workers);
+  if (!columns.allocated() || !scratch.data || !partials.allocated()) return Status::out_of_memory;
+
+  for_each_item(parallel, items, is_small(in), [&](int64_t item, int32_t worker) {
+    char* const memory = scratch.data + worker * bytes;
+    Block<T> b;
+    b.place(memory, in.classes, capacity);
+    Interpolation<T, In> logits(params.coarse, columns, capacity, memory + block_bytes);
+    const DiceCeLossStatistics own = partials.params_of(worker);
+    const Forward<T, T> forward{own};
+    const ItemSums sums = partials.open(item, worker);
+    const int64_t n = item / per_image, begin = item % per_image * rows;
+    const int64_t end = begin + rows < vertical.out ? begin + rows : vertical.out;
+    for (int64_t s = 0; s < columns.strips(); ++s) {
+      const Strip strip = columns.strip(s);
+      logits.begin(n, s);
+      for (int64_t y = begin; y < end; ++y) {
+        const int64_t at = y * horizontal.out + strip.first;
+        load_tile(b, in, n, strip, at, horizontal.out, partials.bad_of(item));
+        forward.rows(b, logits.at(linear_tap(vertical, y)), n * in.pixels + at, sums);
+      }
+    }
+    partials.close(item, sums);
+  });
+  partials.reduce(per_image);
+  return Status::ok;
+}
+
+// Rows of logits that one item of backward owns. The target rows at either end are read by the neighbours too: few rows are
+// many items, many rows little work done twice.
+int64_t band_rows(const DiceCeLossInputs& in, int64_t height) {
+  constexpr int64_t kItems = 64, kLeast = 8, kMost = 16;
+  const int64_t rows = in.batch * height / kItems;
+  return rows < kLeast ? kLeast : rows > kMost ? kMost : rows;
+}
+
+// The gradient of a band of rows of logits: sums of target rows that are not finished, and rows that are.
+template <class T>
+struct Band {
+  const ColumnSums<T>& columns;
+  int64_t capacity, classes, width, pitch;
+  int64_t begin, end;  // rows of logits
+  T* rows;             // [end - begin, C, pitch]
+  T* sums[2];          // [C, capacity]: what target rows give to the lower and the upper row
+
+  static int64_t pitch_of(int64_t width) { return width + kNativeLanes<T>; }
+  static int64_t bytes(int64_t classes, int64_t capacity, int64_t width, int64_t rows) {
+    return classes * (2 * capacity + rows * pitch_of(width)) * static_cast<int64_t>(sizeof(T));
+  }
+
+  Band(const ColumnSums<T>& cs, int64_t most, int64_t c, int64_t w, int64_t first, int64_t last, char* memory)
+      : columns(cs), capacity(most), classes(c), width(w), pitch(pitch_of(w)), begin(first), end(last) {
+    sums[0] = reinterpret_cast<T*>(memory);
+    sums[1] = sums[0] + classes * capacity;
+    rows = sums[1] + classes * capacity;
+    __builtin_memset(memory, 0, static_cast<size_t>(bytes(classes, capacity, width, end - begin)));
+  }
+
+  ToSums<T> at(const LinearTap& tap) const {
+    const bool last = tap.high == tap.low;
+    const T keep = last ? T(1) : static_cast<T>(1. - tap.weight), share = last ? T(0) : static_cast<T>(tap.weight);
+    return ToSums<T>{sums[0], sums[1], capacity, keep, share};
+  }
+
+  // Adds the gradient of staged rows.
+  void add(const Block<T>& b, const LinearTap& tap) const {
+    constexpr int kLanes = kNativeLanes<T>;
+    for (int64_t c = 0; c < classes; ++c)
+      for (int64_t i = 0; i < b.padded; i += kLanes)
+        at(tap).template put<kLanes>(c, i, load<kLanes, T>(b.staged + c * capacity + i));
+  }
+
+  // No further target row reads `row`: its sums are finished, those of the row above become the lower ones.
+  void advance(int64_t strip, int64_t row) {
+    if (row >= begin && row < end)
+      columns.add_narrowed(strip, sums[0], rows + (row - begin) * classes * pitch, pitch, classes);
+    T* const finished = sums[0];
+    sums[0] = sums[1];
+    sums[1] = finished;
+    __builtin_memset(finished, 0, static_cast<size_t>(classes * capacity) * sizeof(T));
+  }
+
+  template <class In>
+  void write(const Planes& p, int64_t n) const {
+    for (int64_t row = begin; row < end; ++row) {
+      T* const from = rows + (row - begin) * classes * pitch;
+      In* const to = static_cast<In*>(p.data) + n * p.stride_n + row * p.stride_h;
+      stage_out(row_of(from, classes, pitch, width), to, p.stride_c, p.stride_w);
+    }
+  }
+};
+
+template <class T, class In>
+Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& parallel) {
+  const DiceCeLossInputs& in = params.loss.in;
+  const LinearAxis &vertical = params.coarse.vertical, &horizontal = params.coarse.horizontal;
+  const int64_t capacity = tile_pixels<T>(in.classes, horizontal.out);
+  const int64_t rows = band_rows(in, vertical.in);
+  const int64_t per_image = (vertical.in + rows - 1) / rows, items = in.batch * per_image;
+
+  const int64_t block_bytes = Block<T>::bytes(in.classes, capacity);
+  const int64_t interpolation_bytes = (Interpolation<T, In>::bytes(in.classes, capacity) + 63) / 64 * 64;
+  const int64_t band_bytes = (Band<T>::bytes(in.classes, capacity, horizontal.in, rows) + 63) / 64 * 64;
+  const int64_t bytes = block_bytes + interpolation_bytes + band_bytes;
+  const ColumnSums<T> columns(horizontal, capacity, kPad);
+  const Memory scratch(parallel.workers * bytes);
+  const Derivatives<T> derivatives(params.loss);
+  if (!columns.allocated() || !scratch.data || !derivatives.allocated()) return Status::out_of_memory;
+  const Backward<T, T> backward = derivatives.template backward<T>(false);
+
+  for_each_item(parallel, items, is_small(in), [&](int64_t item, int32_t worker) {
+    char* const memory = scratch.data + worker * bytes;
+    Block<T> b;
+    b.place(memory, in.classes, capacity);
+    Interpolation<T, In> logits(params.coarse, columns, capacity, memory + block_bytes);
+    const int64_t n = item / per_image, first = item % per_image * rows;
+    const int64_t last = first + rows < vertical.in ? first + rows : vertical.in;
+    Band<T> band(columns, capacity, in.classes, horizontal.in, first, last, memory + block_bytes + interpolation_bytes);
+    const int64_t begin = first_output(vertical, first - 1), end = first_output(vertical, last);
+    for (int64_t s = 0; s < columns.strips(); ++s) {
+      const Strip strip = columns.strip(s);
+      logits.begin(n, s);
+      for (int64_t y = begin; y < end; ++y) {
+        const LinearTap tap = linear_tap(vertical, y);
+        if (y > begin && tap.low != logits.held) band.advance(s, logits.held);
+        load_tile(b, in, n, strip, y * horizontal.out + strip.first, horizontal.out, nullptr);
+        const Between<T> x = logits.at(tap);
+        if (backward.finite) {
+          backward.gradient(b, n, x, band.at(tap));
+        } else {
+          backward.rows(b, n, x, ToRows<T>{b.staged, capacity});
+          band.add(b, tap);
+        }
+      }
+      band.advance(s, logits.held);
+      band.advance(s, logits.held + 1);
+    }
+    band.template write<In>(params.grad_logits, n);
+  });
+  return Status::ok;
+}
+
+}  // namespace
+
+Status dice_ce_loss_coarse_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& parallel) {
+  switch (params.loss.in.logits_dtype) {
+    case Dtype::float32: return run_statistics<float, float>(params, parallel);
+    case Dtype::float64: return run_statistics<double, double>(params, parallel);
+    case Dtype::bfloat16: return run_statistics<float, BFloat16>(params, parallel);
+    case Dtype::float16: return run_statistics<float, Float16>(params, parallel);
+    default: return Status::unsupported;
+  }
+}
+
+Status dice_ce_loss_coarse_backward(const DiceCeLossCoarseBackward& params, const Parallel& parallel) {
+  switch (params.loss.in.logits_dtype) {
+    case Dtype::float32: return run_backward<float, float>(params, parallel);
+    case Dtype::float64: return run_backward<double, double>(params, parallel);
+    case Dtype::bfloat16: return run_backward<float, BFloat16>(params, parallel);
+    case Dtype::float16: return run_backward<float, Float16>(params, parallel);
+    default: return Status::unsupported;
+  }
+}
+
+}  // namespace segops::SEGOPS_ISA
+
+#ifdef SEGOPS_ISA_IS_BASELINE
+SEGOPS_LAUNCHER(dice_ce_loss_coarse_statistics, DiceCeLossCoarseStatistics)
+SEGOPS_LAUNCHER(dice_ce_loss_coarse_backward, DiceCeLossCoarseBackward)
+#endif

@@ -1,0 +1,80 @@
+"""deep_supervision_loss: dice_ce_loss of several heads, coarse ones too, against one target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
+from segops.ops.dice_ce_loss_arguments import INF, NUMBER
+
+
+def deep_supervision_loss(
+    logits: Sequence[Tensor], target: Tensor, weights: Sequence[float], **options: Any
+) -> Tensor | tuple[Tensor, list[DiceCELossParts]]:
+    """The sum of ``weights[i] * dice_ce_loss(logits[i], target, **options)``.
+
+    Every head is compared with the one target at its full size, as in Lee et al., "Deeply-Supervised Nets" (2015): a
+    head of a lower resolution stands for its bilinear interpolation, which is never in memory. The labels are checked
+    once.
+
+    Args:
+        logits: heads of one batch and one number of classes, each [N, C, h, w] with a height and width of its own (or
+            [N, C, *spatial], of the target's size).
+        target: as in :func:`segops.dice_ce_loss`, to which also `options` belong.
+        weights: one number for each head, used as given; a head of weight zero is left out.
+        options: the keyword arguments of :func:`segops.dice_ce_loss`, the same for every head.
+
+    Returns:
+        The loss; with ``return_parts=True`` the pair (loss, list of :class:`DiceCELossParts`, one for each head).
+
+    Raises:
+        TypeError, ValueError: as :func:`segops.dice_ce_loss`, and for lists that do not fit each other.
+    """
+    _check(logits, weights)
+    return_parts = options.get("return_parts", False)
+    total: Tensor | None = None
+    parts: list[DiceCELossParts] = []
+    for head, weight in zip(logits, weights, strict=True):
+        if weight == 0 and return_parts is not True:
+            continue
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight != 0):
+            result = dice_ce_loss(head, target, **options)
+        options["validate"] = "off"  # the first head has checked the labels
+        if isinstance(result, tuple):
+            loss, of_head = result
+            parts.append(of_head)
+        else:
+            loss = result
+        if weight != 0:
+            total = weight * loss if total is None else total + weight * loss
+    assert total is not None
+    return (total, parts) if return_parts else total
+
+
+def _check(logits: Sequence[Tensor], weights: Sequence[float]) -> None:
+    for name, given in (("logits", logits), ("weights", weights)):
+        if not isinstance(given, list | tuple):
+            raise TypeError(f"segops.deep_supervision_loss: {name} must be a list or tuple, got {type(given).__name__}")
+    if len(logits) != len(weights):
+        raise ValueError(
+            f"segops.deep_supervision_loss: weights must have one number for each of {len(logits)} logits, "
+            f"got {len(weights)}"
+        )
+    for i, (head, weight) in enumerate(zip(logits, weights, strict=True)):
+        if not isinstance(head, Tensor):
+            raise TypeError(f"segops.deep_supervision_loss: logits[{i}] must be a Tensor, got {type(head).__name__}")
+        if head.shape[:2] != logits[0].shape[:2]:
+            raise ValueError(
+                f"segops.deep_supervision_loss: logits[{i}] must be {list(logits[0].shape[:2])} in its first two "
+                f"dimensions like logits[0], got {list(head.shape)}"
+            )
+        if not isinstance(weight, NUMBER):
+            raise TypeError(f"segops.deep_supervision_loss: weights[{i}] must be a number, got {type(weight).__name__}")
+        if not -INF < weight < INF:
+            raise ValueError(f"segops.deep_supervision_loss: weights[{i}] must be finite, got {weight!r}")
+    if all(weight == 0 for weight in weights):
+        raise ValueError(f"segops.deep_supervision_loss: weights must not all be zero, got {list(weights)!r}")

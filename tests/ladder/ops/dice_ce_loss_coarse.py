@@ -1,0 +1,67 @@
+"""dice_ce_loss of coarse logits on the ladder."""
+
+from __future__ import annotations
+
+import itertools
+
+from tests.ladder.operator import Operator, case
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+LAYOUTS = ("planar", "channels_last")
+
+#: Coarse and fine sizes: one cell, equal sizes, primes, and a row or a column alone; none of a whole number of tiles.
+SIZES = (
+    {"h": 5, "w": 7, "H": 11, "W": 23},
+    {"h": 1, "w": 1, "H": 7, "W": 5},
+    {"h": 3, "w": 9, "H": 3, "W": 9},
+    {"h": 1, "w": 40, "H": 3, "W": 83},
+    {"h": 13, "w": 2, "H": 41, "W": 37},
+    {"h": 1, "w": 1, "H": 1, "W": 1},
+    {"h": 9, "w": 33, "H": 18, "W": 66},
+)
+CLASSES = (3, 1, 8, 19, 9)
+OPTIONS = (
+    {},
+    {"weight": 1, "ignore": 0.2, "n": 2},
+    {"squared": 1, "pixel_weight": 1, "confusion": 1},
+    {"smoothing": 0.1, "weight": 1, "map": 1, "bad": 29},
+    {"squared": 1, "smoothing": 0.2, "ignore": 0.9, "map": 1, "confusion": 1},
+    {"weight": 1, "pixel_weight": 1, "smoothing": 0.1, "confusion": 1, "bad": 41, "ignore": 0.1},
+    {"overlap": 0, "map": 1, "weight": 1},
+    {"poison": 1, "ignore": 0.3, "n": 2},
+)
+LABELS = ("int64", "uint8", "int32", "int16")
+PLACES = ({}, {"offset": 1}, {"pad": 1}, {"channel_gap": 2})
+
+
+def every_option() -> list[str]:
+    """Each dtype and layout with each set of options; all else taken in turn, in cycles of different lengths."""
+    lines = []
+    for i, (options, dtype, layout) in enumerate(itertools.product(OPTIONS, DTYPES, LAYOUTS)):
+        place = PLACES[(i // 3) % len(PLACES)] if layout == "planar" else PLACES[i // 3 % 3]
+        shape = {"dtype": dtype, "layout": layout, "c": CLASSES[i % 5], **SIZES[i % 7]}
+        lines.append(case(**shape, label=LABELS[i // 2 % 4], align=i // 5 % 2, **place, **options, seed=i + 1))
+    return lines
+
+
+#: What does not fit in shared memory: a window (too many classes), a slab of classes, the pixels of a cell.
+BEYOND = [
+    case(c=700, h=3, w=33, H=3, W=34, dtype=dtype, layout=layout, weight=1, ignore=0.2)
+    for dtype, layout in itertools.product(("float32", "bfloat16"), LAYOUTS)
+] + [
+    case(c=1031, h=2, w=3, H=4, W=5, squared=1),
+    case(c=2, h=1, w=1, H=71, W=67),
+    case(c=2, h=2, w=2, H=90, W=101, align=1, squared=1, dtype="float64"),
+]
+
+OPERATOR = Operator(
+    name="dice_ce_loss_coarse",
+    cpu=("dice_ce_loss.cpp",),
+    cuda=("dice_ce_loss_coarse.cu", "dice_ce_loss_coarse_backward.cu", "dice_ce_loss_combine.cu"),
+    cases={"options": every_option(), "nothing": [case(n=0, map=1, confusion=1)]},
+    large={"beyond shared memory": BEYOND},
+    traffic=[],
+    mutants=[],
+    mutant_cases=[],
+    limits=[],
+)

@@ -1,0 +1,108 @@
+"""deep_supervision_loss is the weighted sum of dice_ce_loss over heads."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import segops
+from tests.cases import make_logits, random_labels
+from tests.ops.dice_ce_loss_coarse_cases import coarse_eager, implements_coarse
+from tests.ops.dice_ce_loss_eager import eager
+
+SIZE = (24, 31)
+HEADS = ((24, 31), (12, 16), (5, 7), (1, 1))
+WEIGHTS = (1.0, 0.5, -0.25, 2)
+
+
+@pytest.fixture
+def coarse(backend: str, device: str) -> str:
+    """Each backend that has coarse logits."""
+    if not implements_coarse(backend, device):
+        pytest.skip(f"{backend} has no kernels for coarse logits")
+    return backend
+
+
+def heads_and_target(device: str, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Tensor]:
+    heads = [make_logits((2, 4, *size), dtype, seed=i, device=device) for i, size in enumerate(HEADS)]
+    return [head.requires_grad_() for head in heads], random_labels((2, *SIZE), 4, ignore_index=-100, device=device)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_dice": True, "label_smoothing": 0.1}], ids=["plain", "options"])
+def test_is_the_weighted_sum_and_so_are_its_gradients(options: dict[str, Any], coarse: str, device: str) -> None:
+    heads, target = heads_and_target(device)
+    loss = segops.deep_supervision_loss(heads, target, WEIGHTS, backend=coarse, **options)
+    losses = [eager(heads[0], target, **options), *(coarse_eager(head, target, **options) for head in heads[1:])]
+    expected = sum(weight * one for weight, one in zip(WEIGHTS, losses, strict=True))
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(torch.autograd.grad(loss, heads), torch.autograd.grad(expected, heads), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+
+
+def test_parts_and_maps(coarse: str, device: str) -> None:
+    heads, target = heads_and_target(device, torch.float32)
+    loss, parts = segops.deep_supervision_loss(heads, target, (1, 0, 0.5, 0.25), return_parts=True, backend=coarse)
+    assert torch.equal(loss, segops.deep_supervision_loss(heads, target, (1, 0, 0.5, 0.25), backend=coarse))
+    for head, own in zip(heads, parts, strict=True):
+        _, expected = segops.dice_ce_loss(head, target, return_parts=True, backend=coarse)
+        assert all(torch.equal(a, b) for a, b in zip(own, expected, strict=True))
+    grads = torch.autograd.grad(loss, heads, allow_unused=True)
+    assert [g is None for g in grads] == [False, True, False, False]
+    options: dict[str, Any] = {"reduction": "none", "dice_weight": 0.0, "backend": coarse}
+    maps = segops.deep_supervision_loss(heads, target, WEIGHTS, **options)
+    assert maps.shape == target.shape
+    expected_map = sum(w * segops.dice_ce_loss(h, target, **options) for w, h in zip(WEIGHTS, heads, strict=True))
+    torch.testing.assert_close(maps, expected_map)
+
+
+def test_labels_are_checked_once(coarse: str, device: str) -> None:
+    heads, target = heads_and_target(device)
+    target[1, 2, 3] = 7
+    segops.take_bad_data_count()
+    loss = segops.deep_supervision_loss(heads, target, WEIGHTS, validate="count", backend=coarse)
+    assert segops.take_bad_data_count() == 1
+    ignored = torch.where(target == 7, -100, target)
+    assert torch.equal(loss, segops.deep_supervision_loss(heads, ignored, WEIGHTS, backend=coarse))
+
+    def checked() -> None:
+        segops.deep_supervision_loss(heads, target, (0, *WEIGHTS[1:]), backend=coarse)
+        segops.check_errors()  # which a device's labels wait for
+
+    with pytest.raises(ValueError, match="1 label outside"):
+        checked()
+
+
+def test_compiles_into_one_graph(device: str) -> None:
+    heads, target = heads_and_target(device)
+    compiled = torch.compile(segops.deep_supervision_loss, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(heads, target, WEIGHTS), segops.deep_supervision_loss(heads, target, WEIGHTS))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        (TypeError, {"logits": torch.zeros(2, 4, 3, 3)}, "logits must be a list or tuple, got Tensor"),
+        (TypeError, {"weights": 1.0}, "weights must be a list or tuple, got float"),
+        (ValueError, {"weights": (1.0,)}, "weights must have one number for each of 4 logits, got 1"),
+        (TypeError, {"logits": (None,), "weights": (1,)}, "logits[0] must be a Tensor, got NoneType"),
+        (TypeError, {"weights": (1, 1, 1, "1")}, "weights[3] must be a number, got str"),
+        (ValueError, {"weights": (1, float("nan"), 1, 1)}, "weights[1] must be finite, got nan"),
+        (ValueError, {"weights": (0, 0.0, 0, 0)}, "weights must not all be zero, got [0, 0.0, 0, 0]"),
+        (ValueError, {"logits": (), "weights": ()}, "weights must not all be zero, got []"),
+        (
+            ValueError,
+            {"logits": [torch.zeros(2, 4, 3, 3), torch.zeros(2, 5, 3, 3)], "weights": (1, 1)},
+            "logits[1] must be [2, 4] in its first two dimensions like logits[0], got [2, 5, 3, 3]",
+        ),
+    ],
+)
+def test_bad_lists(kind: type[Exception], change: dict[str, Any], words: str, device: str) -> None:
+    heads, target = heads_and_target(device)
+    arguments: dict[str, Any] = {"logits": heads, "target": target, "weights": WEIGHTS}
+    with pytest.raises(kind, match="^" + re.escape(f"segops.deep_supervision_loss: {words}")):
+        segops.deep_supervision_loss(**arguments | change)
