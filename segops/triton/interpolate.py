@@ -1,0 +1,72 @@
+"""Where linear interpolation reads: the only statement of it for Triton, sibling of csrc/include/segops/interpolate.h.
+
+Coordinates are float64 on every backend: rounded to float32, a coordinate of a few thousand would put an error of 1e-4
+on the weights, and backends would disagree.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from segops.triton.numeric import widen
+
+
+def linear_step(inputs: int, outputs: int, align_corners: bool, scale: float = 0.0) -> float:
+    """Distance between neighbouring outputs, in inputs; `scale` is 0 where the sizes alone decide."""
+    if align_corners:
+        return (inputs - 1) / (outputs - 1) if outputs > 1 else 0.0
+    return 1.0 / scale if scale > 0 else inputs / outputs
+
+
+@triton.jit
+def linear_tap(i, inputs, step, ALIGN: tl.constexpr):
+    """(low, high, weight): output i is (1 - weight) * input[low] + weight * input[high]."""
+    at = i.to(tl.float64)
+    if ALIGN:
+        source = step * at
+    else:
+        source = tl.maximum(step * (at + 0.5) - 0.5, 0.0)
+    low = tl.minimum(source.to(tl.int32), inputs - 1)
+    return low, tl.minimum(low + 1, inputs - 1), tl.minimum(source - low, 1.0)
+
+
+@triton.jit
+def first_output(low, inputs, outputs, step, ALIGN: tl.constexpr):
+    """The first output whose tap has `low` or more as its lower input, or `outputs` if there is none.
+
+    The outputs that read input j are those from first_output(j - 1) to first_output(j + 1). What a division estimates
+    is settled by the taps of its neighbours, so that forward and gather agree on every output.
+    """
+    if ALIGN:
+        estimate = low / step
+    else:
+        estimate = (low + 0.5) / step - 0.5
+    estimate = tl.where(step > 0, tl.minimum(tl.maximum(estimate, 0.0), outputs), outputs)
+    first = tl.maximum(estimate.to(tl.int32) - 2, 0)
+    begin = first
+    for k in tl.static_range(5):
+        below, _, _ = linear_tap(begin + k, inputs, step, ALIGN)
+        first += ((begin + k < outputs) & (below < low)).to(tl.int32)
+    return tl.where(low <= 0, 0, tl.where(low >= inputs, outputs, first))
+
+
+@triton.jit
+def weight_of(j, low, high, weight, T: tl.constexpr):
+    """What input j counts in the output with this tap."""
+    return (tl.where(low == j, 1.0 - weight, 0.0) + tl.where(high == j, weight, 0.0)).to(T)
+
+
+@triton.jit
+def blend(rows, top, bottom, left, right, down, across, mask, T: tl.constexpr):
+    """[BLOCK_C, BLOCK_P] interpolated values: `rows` point to planes, the offsets in them and weights are by pixel."""
+    at_top = _between(rows, top + left, top + right, across, mask, T)
+    at_bottom = _between(rows, bottom + left, bottom + right, across, mask, T)
+    return (1.0 - down)[None, :] * at_top + down[None, :] * at_bottom
+
+
+@triton.jit
+def _between(rows, left, right, across, mask, T: tl.constexpr):
+    from_left = widen(tl.load(rows[:, None] + left[None, :], mask=mask, other=0.0), T)
+    from_right = widen(tl.load(rows[:, None] + right[None, :], mask=mask, other=0.0), T)
+    return (1.0 - across)[None, :] * from_left + across[None, :] * from_right

@@ -1,0 +1,247 @@
+"""upsample_bilinear2d, its derivative and upsample_cat in Triton, with the arguments of the operators.
+
+One program writes [BLOCK_C, BLOCK_P]: channels of neighbouring pixels of one image, whichever of the two lie side by
+side in memory. Backward gathers: each input adds up the outputs that read it, row by row.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, launch
+from segops.triton.interpolate import blend, first_output, linear_step, linear_tap, weight_of
+from segops.triton.numeric import narrow, widen
+
+
+@triton.jit
+def tile_of_program(blocks_c, blocks_p, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """This program's image, channels and pixels, in 64 bits for the offsets made of them."""
+    program = tl.program_id(0).to(tl.int64)
+    p = program % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    rest = program // blocks_p
+    c = rest % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    return rest // blocks_c, c, p
+
+
+@triton.jit(do_not_specialize=["blocks_c", "blocks_p"])
+def upsample_bilinear_forward_kernel(
+    input,  # [N, C, h, w] by strides
+    output,  # [N, C, H, W] by strides
+    channels,
+    height,
+    width,
+    out_height,
+    out_width,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    out_stride_n,
+    out_stride_c,
+    out_stride_h,
+    out_stride_w,
+    step_h: tl.float64,
+    step_w: tl.float64,
+    blocks_c,
+    blocks_p,
+    T: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    INTERPRETING: tl.constexpr,
+):
+    n, c, p = tile_of_program(blocks_c, blocks_p, BLOCK_C, BLOCK_P)
+    y, x = p // out_width, p % out_width
+    top, bottom, down = linear_tap(y, height, tl.full((1,), step_h, tl.float64), ALIGN)
+    left, right, across = linear_tap(x, width, tl.full((1,), step_w, tl.float64), ALIGN)
+    mask = (c < channels)[:, None] & (y < out_height)[None, :]
+    value = blend(
+        input + n * stride_n + c * stride_c,
+        top.to(tl.int64) * stride_h,
+        bottom.to(tl.int64) * stride_h,
+        left.to(tl.int64) * stride_w,
+        right.to(tl.int64) * stride_w,
+        down.to(T),
+        across.to(T),
+        mask,
+        T,
+    )
+    to = (output + n * out_stride_n + c * out_stride_c)[:, None] + (y * out_stride_h + x * out_stride_w)[None, :]
+    tl.store(to, narrow(value, output.dtype.element_ty, INTERPRETING), mask=mask)
+
+
+@triton.jit(do_not_specialize=["blocks_c", "blocks_p"])
+def upsample_bilinear_backward_kernel(
+    grad_output,  # [N, C, H, W] by strides
+    grad_input,  # [N, C, h, w] by strides
+    channels,
+    height,
+    width,
+    out_height,
+    out_width,
+    out_stride_n,
+    out_stride_c,
+    out_stride_h,
+    out_stride_w,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    step_h: tl.float64,
+    step_w: tl.float64,
+    blocks_c,
+    blocks_p,
+    T: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    INTERPRETING: tl.constexpr,
+):
+    n, c, p = tile_of_program(blocks_c, blocks_p, BLOCK_C, BLOCK_P)
+    row, column = (p // width).to(tl.int32), (p % width).to(tl.int32)
+    inside = row < height
+    step_down, step_across = tl.full((1,), step_h, tl.float64), tl.full((1,), step_w, tl.float64)
+    first_y = first_output(row - 1, height, out_height, step_down, ALIGN)
+    end_y = tl.where(inside, first_output(row + 1, height, out_height, step_down, ALIGN), 0)
+    first_x = first_output(column - 1, width, out_width, step_across, ALIGN)
+    end_x = first_output(column + 1, width, out_width, step_across, ALIGN)
+    rows = grad_output + n * out_stride_n + c * out_stride_c
+    total = tl.zeros((BLOCK_C, BLOCK_P), T)
+    for down in range(tl.max(end_y - first_y, axis=0)):
+        y = first_y + down
+        low, high, weight = linear_tap(y, height, step_down, ALIGN)
+        weight_y = weight_of(row, low, high, weight, T)
+        for across in range(tl.max(end_x - first_x, axis=0)):
+            x = first_x + across
+            low, high, weight = linear_tap(x, width, step_across, ALIGN)
+            weight_x = weight_of(column, low, high, weight, T)
+            mask = (c < channels)[:, None] & ((y < end_y) & (x < end_x))[None, :]
+            at = y.to(tl.int64) * out_stride_h + x.to(tl.int64) * out_stride_w
+            grad = widen(tl.load(rows[:, None] + at[None, :], mask=mask, other=0.0), T)
+            total += (weight_y * weight_x)[None, :] * grad
+    to = (grad_input + n * stride_n + c * stride_c)[:, None] + (row * stride_h + column * stride_w)[None, :]
+    mask = (c < channels)[:, None] & inside[None, :]
+    tl.store(to, narrow(total, grad_input.dtype.element_ty, INTERPRETING), mask=mask)
+
+
+@triton.jit(do_not_specialize=["blocks_c", "blocks_p"])
+def upsample_cat_copy_kernel(
+    input,  # [N, C, H, W] by strides
+    output,  # [N, C, H, W] by strides
+    channels,
+    height,
+    width,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    out_stride_n,
+    out_stride_c,
+    out_stride_h,
+    out_stride_w,
+    blocks_c,
+    blocks_p,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    n, c, p = tile_of_program(blocks_c, blocks_p, BLOCK_C, BLOCK_P)
+    y, x = p // width, p % width
+    mask = (c < channels)[:, None] & (y < height)[None, :]
+    of = (input + n * stride_n + c * stride_c)[:, None] + (y * stride_h + x * stride_w)[None, :]
+    to = (output + n * out_stride_n + c * out_stride_c)[:, None] + (y * out_stride_h + x * out_stride_w)[None, :]
+    tl.store(to, tl.load(of, mask=mask, other=0.0), mask=mask)
+
+
+def upsample_bilinear2d(
+    input: Tensor, height: int, width: int, align_corners: bool, scale_h: float, scale_w: float
+) -> Tensor:
+    """``segops_triton::upsample_bilinear2d``."""
+    output = _empty(input, input.shape[1], height, width)
+    _interpolate(input, output, align_corners, scale_h, scale_w)
+    return output
+
+
+def upsample_bilinear2d_backward(
+    grad_output: Tensor, height: int, width: int, align_corners: bool, scale_h: float, scale_w: float
+) -> Tensor:
+    """``segops_triton::upsample_bilinear2d_backward``."""
+    grad_input = _empty(grad_output, grad_output.shape[1], height, width)
+    _launch(
+        upsample_bilinear_backward_kernel,
+        grad_input,
+        *grad_input.shape[1:],
+        *grad_output.shape[2:],
+        *grad_output.stride(),
+        *grad_input.stride(),
+        linear_step(height, grad_output.shape[2], align_corners, scale_h),
+        linear_step(width, grad_output.shape[3], align_corners, scale_w),
+        tensors=(grad_output, grad_input),
+        T=_accumulator(grad_output),
+        ALIGN=align_corners,
+        INTERPRETING=INTERPRETING,
+    )
+    return grad_input
+
+
+def upsample_cat(input: Tensor, skip: Tensor, align_corners: bool, skip_first: bool) -> Tensor:
+    """``segops_triton::upsample_cat``."""
+    (up, more), (height, width) = (input.shape[1], skip.shape[1]), skip.shape[2:]
+    output = _empty(input, up + more, height, width)
+    _interpolate(input, output.narrow(1, more if skip_first else 0, up), align_corners, 0.0, 0.0)
+    part = output.narrow(1, 0 if skip_first else up, more)
+    _launch(upsample_cat_copy_kernel, part, *part.shape[1:], *skip.stride(), *part.stride(), tensors=(skip, part))
+    return output
+
+
+def _accumulator(x: Tensor) -> tl.dtype:
+    return TRITON_DTYPE[torch.float64 if x.dtype == torch.float64 else torch.float32]
+
+
+def _empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    shape, layout = (like.shape[0], channels, height, width), suggest_memory_format(like)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+def _interpolate(input: Tensor, output: Tensor, align_corners: bool, scale_h: float, scale_w: float) -> None:
+    _launch(
+        upsample_bilinear_forward_kernel,
+        output,
+        *input.shape[1:],
+        *output.shape[2:],
+        *input.stride(),
+        *output.stride(),
+        linear_step(input.shape[2], output.shape[2], align_corners, scale_h),
+        linear_step(input.shape[3], output.shape[3], align_corners, scale_w),
+        tensors=(input, output),
+        T=_accumulator(input),
+        ALIGN=align_corners,
+        INTERPRETING=INTERPRETING,
+    )
+
+
+def _launch(
+    kernel: object, written: Tensor, *numbers: float, tensors: tuple[Tensor, Tensor], **constants: object
+) -> None:
+    """One program for each tile of what is written. Lanes go along what is dense in it: pixels or channels."""
+    n, channels, height, width = written.shape
+    dense_pixels = written.stride(3) == 1
+    block_c = 1 if dense_pixels else min(64, triton.next_power_of_2(channels))
+    block_p = 1024 // block_c
+    blocks_c, blocks_p = -(-channels // block_c), -(-height * width // block_p)
+    launch(
+        kernel,
+        n * blocks_c * blocks_p,
+        written,
+        *tensors,
+        *numbers,
+        blocks_c,
+        blocks_p,
+        **constants,
+        BLOCK_C=block_c,
+        BLOCK_P=block_p,
+        num_warps=4,
+    )
