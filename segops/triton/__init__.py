@@ -20,6 +20,8 @@ OPERATORS = {
     "dice_ce_loss_statistics": "dice_ce_loss.statistics",
     "dice_ce_loss_value": "dice_ce_loss.value",
     "dice_ce_loss_backward": "dice_ce_loss.backward",
+    "dice_ce_loss_coarse_statistics": "dice_ce_loss.statistics",
+    "dice_ce_loss_coarse_backward": "dice_ce_loss.coarse_backward",
 }
 
 

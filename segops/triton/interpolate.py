@@ -19,6 +19,11 @@ def linear_step(inputs: int, outputs: int, align_corners: bool, scale: float = 0
     return 1.0 / scale if scale > 0 else inputs / outputs
 
 
+def lanes_per_input(inputs: int, outputs: int, most: int) -> int:
+    """How many neighbouring outputs a gather reads at a time for one input: about all that read it, a power of 2."""
+    return min(most, triton.next_power_of_2(max(1, 2 * outputs // inputs)))
+
+
 @triton.jit
 def linear_tap(i, inputs, step, ALIGN: tl.constexpr):
     """(low, high, weight): output i is (1 - weight) * input[low] + weight * input[high]."""

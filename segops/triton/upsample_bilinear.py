@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, launch
-from segops.triton.interpolate import blend, first_output, linear_step, linear_tap, weight_of
+from segops.triton.interpolate import blend, first_output, lanes_per_input, linear_step, linear_tap, weight_of
 from segops.triton.numeric import narrow, widen
 
 
@@ -99,10 +99,14 @@ def upsample_bilinear_backward_kernel(
     ALIGN: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    BLOCK_X: tl.constexpr,
     INTERPRETING: tl.constexpr,
 ):
+    """Each of the BLOCK_P inputs of a plane reads BLOCK_X neighbouring outputs at a time."""
     n, c, p = tile_of_program(blocks_c, blocks_p, BLOCK_C, BLOCK_P)
-    row, column = (p // width).to(tl.int32), (p % width).to(tl.int32)
+    lanes = tl.arange(0, BLOCK_P * BLOCK_X)
+    input = tl.min(p, axis=0) + lanes // BLOCK_X
+    row, column = (input // width).to(tl.int32), (input % width).to(tl.int32)
     inside = row < height
     step_down, step_across = tl.full((1,), step_h, tl.float64), tl.full((1,), step_w, tl.float64)
     first_y = first_output(row - 1, height, out_height, step_down, ALIGN)
@@ -110,21 +114,22 @@ def upsample_bilinear_backward_kernel(
     first_x = first_output(column - 1, width, out_width, step_across, ALIGN)
     end_x = first_output(column + 1, width, out_width, step_across, ALIGN)
     rows = grad_output + n * out_stride_n + c * out_stride_c
-    total = tl.zeros((BLOCK_C, BLOCK_P), T)
+    total = tl.zeros((BLOCK_C, BLOCK_P * BLOCK_X), T)
     for down in range(tl.max(end_y - first_y, axis=0)):
         y = first_y + down
         low, high, weight = linear_tap(y, height, step_down, ALIGN)
         weight_y = weight_of(row, low, high, weight, T)
-        for across in range(tl.max(end_x - first_x, axis=0)):
-            x = first_x + across
+        for across in range(0, tl.max(end_x - first_x, axis=0), BLOCK_X):
+            x = first_x + across + lanes % BLOCK_X
             low, high, weight = linear_tap(x, width, step_across, ALIGN)
             weight_x = weight_of(column, low, high, weight, T)
             mask = (c < channels)[:, None] & ((y < end_y) & (x < end_x))[None, :]
             at = y.to(tl.int64) * out_stride_h + x.to(tl.int64) * out_stride_w
             grad = widen(tl.load(rows[:, None] + at[None, :], mask=mask, other=0.0), T)
             total += (weight_y * weight_x)[None, :] * grad
-    to = (grad_input + n * stride_n + c * stride_c)[:, None] + (row * stride_h + column * stride_w)[None, :]
-    mask = (c < channels)[:, None] & inside[None, :]
+    to = (grad_input + n * stride_n + c * stride_c)[:, None] + (p // width * stride_h + p % width * stride_w)[None, :]
+    mask = (c < channels)[:, None] & (p < height * width)[None, :]
+    total = tl.sum(tl.reshape(total, (BLOCK_C, BLOCK_P, BLOCK_X)), axis=2)
     tl.store(to, narrow(total, grad_input.dtype.element_ty, INTERPRETING), mask=mask)
 
 
@@ -180,6 +185,7 @@ def upsample_bilinear2d_backward(
         linear_step(height, grad_output.shape[2], align_corners, scale_h),
         linear_step(width, grad_output.shape[3], align_corners, scale_w),
         tensors=(grad_output, grad_input),
+        block_x=lanes_per_input(width, grad_output.shape[3], 16),
         T=_accumulator(grad_output),
         ALIGN=align_corners,
         INTERPRETING=INTERPRETING,
@@ -224,13 +230,17 @@ def _interpolate(input: Tensor, output: Tensor, align_corners: bool, scale_h: fl
 
 
 def _launch(
-    kernel: object, written: Tensor, *numbers: float, tensors: tuple[Tensor, Tensor], **constants: object
+    kernel: object,
+    written: Tensor,
+    *numbers: float,
+    tensors: tuple[Tensor, Tensor],
+    block_x: int | None = None,
+    **constants: object,
 ) -> None:
     """One program for each tile of what is written. Lanes go along what is dense in it: pixels or channels."""
     n, channels, height, width = written.shape
-    dense_pixels = written.stride(3) == 1
-    block_c = 1 if dense_pixels else min(64, triton.next_power_of_2(channels))
-    block_p = 1024 // block_c
+    block_c = 1 if written.stride(3) == 1 else min(64, triton.next_power_of_2(channels))
+    block_p = 1024 // block_c // (block_x or 1)
     blocks_c, blocks_p = -(-channels // block_c), -(-height * width // block_p)
     launch(
         kernel,
@@ -241,6 +251,7 @@ def _launch(
         blocks_c,
         blocks_p,
         **constants,
+        **({"BLOCK_X": block_x} if block_x else {}),
         BLOCK_C=block_c,
         BLOCK_P=block_p,
         num_warps=4,
