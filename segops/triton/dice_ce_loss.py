@@ -70,8 +70,8 @@ def plan(classes: int, pixels: int, itemsize: int, channels_last: bool) -> Plan:
 def coarse_plan(classes: int, pixels: int) -> Plan:
     """The same for coarse logits, which go through the sweep whatever the number of classes."""
     block_c = min(MOST_TILE_CLASSES, triton.next_power_of_2(classes))
-    block_p = min(128, 2048 // block_c)
-    return Plan(block_c, block_p, 1, 8, -(-pixels // block_p), 0)
+    block_p = min(512, 1024 // block_c)
+    return Plan(block_c, block_p, 1, 4, -(-pixels // block_p), 0)
 
 
 class _Inputs(NamedTuple):
