@@ -1,4 +1,4 @@
-"""dice_ce_loss in Triton: the three operators of `segops.ops.dice_ce_loss`, with their schemas' arguments and results.
+"""dice_ce_loss in Triton: the operators of `segops.ops.dice_ce_loss`, with their schemas' arguments and results.
 
 Deterministic: how an image is cut depends on shapes alone, each program stores its own sums, and one kernel adds them
 in a fixed order; the only atomics count integers. No autotuning: two configurations would round differently, and a
@@ -7,6 +7,7 @@ kernel that streams memory has little to gain, so the tile follows from dtype an
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from segops import _library, errors
 from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, as_rows, launch
+from segops.triton.dice_ce_loss_coarse import dice_ce_loss_coarse_gather_kernel
 from segops.triton.dice_ce_loss_sweep import (
     dice_ce_loss_backward_sweep_kernel,
+    dice_ce_loss_coarse_softmax_kernel,
     dice_ce_loss_statistics_sweep_kernel,
 )
 from segops.triton.dice_ce_loss_tile import dice_ce_loss_backward_tile_kernel, dice_ce_loss_statistics_tile_kernel
 from segops.triton.dice_ce_loss_value import dice_ce_loss_sums_kernel, dice_ce_loss_value_kernel
+from segops.triton.interpolate import lanes_per_input, linear_step
 
 OP = "dice_ce_loss"
 #: With more classes than this, a tile of all of them does not fit into registers.
@@ -63,11 +67,19 @@ def plan(classes: int, pixels: int, itemsize: int, channels_last: bool) -> Plan:
     return Plan(block_c, block_p, block_p if channels_last else vector, num_warps, chunks, steps)
 
 
+def coarse_plan(classes: int, pixels: int) -> Plan:
+    """The same for coarse logits, which go through the sweep whatever the number of classes."""
+    block_c = min(MOST_TILE_CLASSES, triton.next_power_of_2(classes))
+    block_p = min(512, 1024 // block_c)
+    return Plan(block_c, block_p, 1, 4, -(-pixels // block_p), 0)
+
+
 class _Inputs(NamedTuple):
     logits: Tensor  # [N, C, S]
     target: Tensor
     weight: Tensor | None
     pixel_weight: Tensor | None
+    pixels: int  # of an image of the target
     plan: Plan
 
     @property
@@ -75,17 +87,25 @@ class _Inputs(NamedTuple):
         return self.logits.shape[0] * self.plan.chunks
 
 
-def _inputs(logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None) -> _Inputs:
-    rows = as_rows(logits)
-    _, classes, pixels = rows.shape
-    cut = plan(classes, pixels, logits.element_size(), rows.stride(2) != 1)
+def _inputs(
+    logits: Tensor, target: Tensor, weight: Tensor | None, pixel_weight: Tensor | None, coarse: bool = False
+) -> _Inputs:
+    rows, classes, pixels = as_rows(logits), logits.shape[1], math.prod(target.shape[1:])
+    cut = coarse_plan(classes, pixels) if coarse else plan(classes, pixels, logits.element_size(), rows.stride(2) != 1)
     return _Inputs(
         rows,
         target.contiguous(),
         None if weight is None else weight.contiguous(),
         None if pixel_weight is None else pixel_weight.contiguous(),
+        pixels,
         cut,
     )
+
+
+def _grid(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[int, int, int, float, float]:
+    """Width of the target, height and width of coarse logits, and the steps between pixels in coarse ones."""
+    (h, w), (height, width) = logits.shape[2:], target.shape[1:]
+    return width, h, w, linear_step(h, height, align_corners), linear_step(w, width, align_corners)
 
 
 def statistics(
@@ -100,13 +120,15 @@ def statistics(
     with_confusion: bool,
     with_map: bool,
     on_bad: int,
+    align_corners: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``segops_triton::dice_ce_loss_statistics``.
+    """``segops_triton::dice_ce_loss_statistics``, and with `align_corners` ``dice_ce_loss_coarse_statistics``.
 
     Reading the record would wait for a device: there what is to be counted or raised is left to the CUDA library.
     """
-    given = _inputs(logits, target, weight, pixel_weight)
-    (n, c, pixels), cut = given.logits.shape, given.plan
+    coarse = align_corners is not None
+    given = _inputs(logits, target, weight, pixel_weight, coarse)
+    (n, c), cut = given.logits.shape[:2], given.plan
     accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -123,6 +145,8 @@ def statistics(
 
     bins = triton.next_power_of_2(c * c) if with_confusion else 0
     tile = {"FOLD": cut.fold, "BINS": max(bins, 2) if 0 < bins <= _MOST_BINS else 0}
+    grid = _grid(logits, target, align_corners) if coarse else (1, 1, 1, 0.0, 0.0)
+    sweep = {"COARSE": coarse, "ALIGN": bool(align_corners)}
     launch(
         dice_ce_loss_statistics_tile_kernel if cut.is_tile else dice_ce_loss_statistics_sweep_kernel,
         given.programs,
@@ -137,14 +161,13 @@ def statistics(
         partial_ce,
         partial_bad,
         c,
-        pixels,
+        given.pixels,
         *given.logits.stride(),
-        cut.chunks,
-        *((cut.steps,) if cut.is_tile else ()),
+        *((cut.chunks, cut.steps) if cut.is_tile else (*grid, cut.chunks)),
         ignore_index,
         label_smoothing,
         **_constants(cut, accumulate, label_smoothing, squared),
-        **(tile if cut.is_tile else {}),
+        **(tile if cut.is_tile else sweep),
     )
     # Entries side by side, programs in the other direction: enough loads in flight to sum a long column quickly.
     block_e = 32
@@ -187,12 +210,9 @@ def backward(
 ) -> Tensor:
     """``segops_triton::dice_ce_loss_backward``: the gradient of the logits, channels last if they are."""
     given = _inputs(logits, target, weight, pixel_weight)
-    (_, c, pixels), cut = given.logits.shape, given.plan
+    cut = given.plan
     accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    if given.logits.stride(2) != 1:
-        grad_logits = torch.empty_like(logits.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
-    else:
-        grad_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    grad_logits = _empty_gradient(logits, given)
     grad_rows = as_rows(grad_logits)
     launch(
         dice_ce_loss_backward_tile_kernel if cut.is_tile else dice_ce_loss_backward_sweep_kernel,
@@ -205,8 +225,8 @@ def backward(
         None if grad_overlap is None else grad_overlap.contiguous(),
         None if grad_ce is None else grad_ce.contiguous(),
         grad_rows,
-        c,
-        pixels,
+        logits.shape[1],
+        given.pixels,
         *given.logits.stride(),
         *grad_rows.stride(),
         cut.chunks,
@@ -217,6 +237,89 @@ def backward(
         INTERPRETING=INTERPRETING,
     )
     return grad_logits
+
+
+def coarse_backward(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pixel_weight: Tensor | None,
+    grad_overlap: Tensor | None,
+    grad_ce: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    squared: bool,
+    align_corners: bool,
+) -> Tensor:
+    """``segops_triton::dice_ce_loss_coarse_backward``; it needs four numbers a pixel of the target for a while.
+
+    One kernel prepares the softmax of each pixel, the other adds up for each coarse logit the gradients of the pixels
+    that read it.
+    """
+    given = _inputs(logits, target, weight, pixel_weight, coarse=True)
+    n, c, coarse_pixels = given.logits.shape
+    cut, accumulate = given.plan, torch.float64 if logits.dtype == torch.float64 else torch.float32
+    softmax = torch.empty((4, *target.shape), dtype=accumulate, device=logits.device)
+    width, *grid = _grid(logits, target, align_corners)
+    tensors = (
+        given.logits,
+        given.target,
+        given.weight,
+        given.pixel_weight,
+        None if grad_overlap is None else grad_overlap.contiguous(),
+        None if grad_ce is None else grad_ce.contiguous(),
+        softmax,
+    )
+    block_x = lanes_per_input(logits.shape[3], width, cut.block_p)
+    block_p = cut.block_p // block_x
+    constants = {"ALIGN": align_corners, **_constants(cut, accumulate, label_smoothing, squared)}
+    launch(
+        dice_ce_loss_coarse_softmax_kernel,
+        given.programs,
+        logits,
+        *tensors,
+        c,
+        given.pixels,
+        target.numel(),
+        *given.logits.stride(),
+        width,
+        *grid,
+        cut.chunks,
+        ignore_index,
+        label_smoothing,
+        **constants,
+    )
+    grad_logits = _empty_gradient(logits, given)
+    grad_rows = as_rows(grad_logits)
+    chunks = -(-coarse_pixels // block_p)
+    (h, w), steps = grid[:2], grid[2:]
+    launch(
+        dice_ce_loss_coarse_gather_kernel,
+        n * chunks * -(-c // cut.block_c),
+        logits,
+        *tensors,
+        grad_rows,
+        c,
+        *target.shape[1:],
+        h,
+        w,
+        target.numel(),
+        *given.logits.stride(),
+        *grad_rows.stride(),
+        *steps,
+        chunks,
+        ignore_index,
+        label_smoothing,
+        **constants | {"BLOCK_P": block_p, "BLOCK_X": block_x},
+        INTERPRETING=INTERPRETING,
+    )
+    return grad_logits
+
+
+def _empty_gradient(logits: Tensor, given: _Inputs) -> Tensor:
+    if given.logits.stride(2) != 1:
+        return torch.empty_like(logits.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 def _constants(cut: Plan, accumulate: torch.dtype, label_smoothing: float, squared: bool) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""dice_ce_loss for any number of classes: a program sweeps over the classes of BLOCK_P pixels, BLOCK_C at a time.
+"""dice_ce_loss for any number of classes, and for coarse logits: a program sweeps over the classes of BLOCK_P pixels,
+BLOCK_C at a time.
 
 The first sweep keeps a running maximum and rescales what was summed under the one before (Milakov and Gimelshein,
 "Online normalizer calculation for softmax", 2018); the second has the softmax.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from segops.triton.dice_ce_loss_coarse import coarse_taps, load_coarse_logits
 from segops.triton.dice_ce_loss_tile import (
     class_weights,
     first_largest,
@@ -20,6 +22,41 @@ from segops.triton.dice_ce_loss_tile import (
     store_bad_labels,
 )
 from segops.triton.numeric import exp_of_difference, narrow
+
+
+@triton.jit
+def _taps(
+    p, width, height_c, width_c, stride_s, step_h, step_w, COARSE: tl.constexpr, ALIGN: tl.constexpr, T: tl.constexpr
+):
+    """`coarse_taps` of pixels p of an image W wide; nothing of use for logits of full size."""
+    if COARSE:
+        return coarse_taps(p // width, p % width, height_c, width_c, stride_s, step_h, step_w, ALIGN, T)
+    else:
+        return p, p, p, p, p, p
+
+
+@triton.jit
+def _logits(
+    rows,
+    p,
+    top,
+    bottom,
+    left,
+    right,
+    down,
+    across,
+    inside,
+    c,
+    classes,
+    stride_s,
+    counts,
+    COARSE: tl.constexpr,
+    T: tl.constexpr,
+):
+    if COARSE:
+        return load_coarse_logits(rows, top, bottom, left, right, down, across, inside, c, classes, counts, T)
+    else:
+        return load_logits(rows, p, inside, c, classes, stride_s, counts, T)
 
 
 @triton.jit
@@ -49,9 +86,16 @@ def dice_ce_loss_statistics_sweep_kernel(
     stride_n,
     stride_c,
     stride_s,
+    width,  # W; this and the next four are of coarse logits
+    coarse_height,
+    coarse_width,
+    step_h: tl.float64,
+    step_w: tl.float64,
     chunks,
     ignore_index: tl.int64,
     label_smoothing: tl.float64,
+    COARSE: tl.constexpr,
+    ALIGN: tl.constexpr,
     T: tl.constexpr,
     SMOOTHING: tl.constexpr,
     SQUARED: tl.constexpr,
@@ -66,6 +110,9 @@ def dice_ce_loss_statistics_sweep_kernel(
     at = n * pixels + first + lanes
     label, bad = labels_at(target, at, inside, classes, ignore_index)
     counts = label >= 0
+    top, bottom, left, right, down, across = _taps(
+        first + lanes, width, coarse_height, coarse_width, stride_s, step_h, step_w, COARSE, ALIGN, T
+    )
     largest = tl.full((BLOCK_P,), float("-inf"), T)
     total = tl.zeros((BLOCK_P,), T)
     target_logit = tl.zeros((BLOCK_P,), T)
@@ -75,7 +122,9 @@ def dice_ce_loss_statistics_sweep_kernel(
     for start in range(0, classes, BLOCK_C):
         c = start + lane_c
         rows = logits + n * stride_n + c.to(tl.int64) * stride_c
-        x = load_logits(rows, first, lanes, inside, c, classes, stride_s, counts, T)
+        x = _logits(
+            rows, first + lanes, top, bottom, left, right, down, across, inside, c, classes, stride_s, counts, COARSE, T
+        )
         largest, shift, factor = _raised(largest, x)
         total = total * factor + tl.sum(exp_of_difference(x - shift[None, :]), axis=0)
         target_logit += tl.sum(tl.where(c[:, None] == label[None, :], x, 0.0), axis=0)
@@ -98,7 +147,26 @@ def dice_ce_loss_statistics_sweep_kernel(
         for start in range(0, classes, BLOCK_C):
             c = start + lane_c
             rows = logits + n * stride_n + c.to(tl.int64) * stride_c
-            x = load_logits(rows, first, lanes, inside, c, classes, stride_s, counts, T) - largest[None, :]
+            x = (
+                _logits(
+                    rows,
+                    first + lanes,
+                    top,
+                    bottom,
+                    left,
+                    right,
+                    down,
+                    across,
+                    inside,
+                    c,
+                    classes,
+                    stride_s,
+                    counts,
+                    COARSE,
+                    T,
+                )
+                - largest[None, :]
+            )
             if SMOOTHING:
                 table = class_weights(weight, c, classes, T)
                 weighted += tl.sum(tl.where((c < classes)[:, None], x * table[:, None], 0.0), axis=0)
@@ -124,6 +192,79 @@ def dice_ce_loss_statistics_sweep_kernel(
     tl.store(partial_ce + 2 * program + 1, tl.sum(share, axis=0))
     bad_first = tl.where(bad, lanes, 0x7FFFFFFF)
     store_bad_labels(partial_bad, program, bad.to(tl.int32), bad_first, first, n * pixels)
+
+
+@triton.jit
+def _first_sweep(
+    logits,
+    label,
+    weight,
+    pixel_weight,
+    grad_overlap,
+    grad_ce,
+    n,
+    p,
+    top,
+    bottom,
+    left,
+    right,
+    down,
+    across,
+    inside,
+    at,
+    classes,
+    stride_n,
+    stride_c,
+    stride_s,
+    label_smoothing,
+    COARSE: tl.constexpr,
+    T: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    SQUARED: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Of each pixel the largest logit, 1 / sum of exponentials, and u and q of `dice_ce_loss_backward_tile_kernel`.
+
+    sum_k a_k p_k is rescaled like the sum of exponentials.
+    """
+    lane_c = tl.arange(0, BLOCK_C)
+    counts = label >= 0
+    largest = tl.full((BLOCK_P,), float("-inf"), T)
+    total = tl.zeros((BLOCK_P,), T)
+    target_logit = tl.zeros((BLOCK_P,), T)
+    dot = tl.zeros((BLOCK_P,), T)
+    total_weight = tl.full((1,), 0.0, tl.float64)
+    for start in range(0, classes, BLOCK_C):
+        c = start + lane_c
+        rows = logits + n * stride_n + c.to(tl.int64) * stride_c
+        x = _logits(rows, p, top, bottom, left, right, down, across, inside, c, classes, stride_s, counts, COARSE, T)
+        largest, shift, factor = _raised(largest, x)
+        e = exp_of_difference(x - shift[None, :])
+        total = total * factor + tl.sum(e, axis=0)
+        if SMOOTHING:
+            total_weight += tl.sum(class_weights(weight, c, classes, tl.float64), axis=0)
+        if grad_overlap is not None:
+            g = tl.load(grad_overlap + (n * 3 + 1) * classes + c, mask=c < classes, other=0.0).to(T)[:, None]
+            if SQUARED:
+                dot = dot * factor * factor + tl.sum(2 * g * e * e, axis=0)
+            else:
+                dot = dot * factor + tl.sum(g * e, axis=0)
+            target_logit += tl.sum(tl.where(c[:, None] == label[None, :], x, 0.0), axis=0)
+    inverse = 1.0 / total
+
+    own, share = pixel_weights(weight, pixel_weight, label, at, T)
+    scale, spread = gradient_scales(grad_ce, label_smoothing, classes, T)
+    q = -scale * share
+    u = -q
+    if SMOOTHING:
+        u += spread * total_weight.to(T) * own
+    if grad_overlap is not None:
+        of_target = tl.load(grad_overlap + n * 3 * classes + label, mask=counts, other=0.0).to(T)
+        of_target *= exp_of_difference(target_logit - largest) * inverse
+        u -= dot * (inverse * inverse if SQUARED else inverse) + of_target
+        q += of_target
+    return largest, inverse, u, q
 
 
 @triton.jit(do_not_specialize=["chunks", "ignore_index"])
@@ -153,7 +294,7 @@ def dice_ce_loss_backward_sweep_kernel(
     BLOCK_P: tl.constexpr,
     INTERPRETING: tl.constexpr,
 ):
-    """As `dice_ce_loss_backward_tile_kernel`; sum_k a_k p_k is rescaled like the sum of exponentials."""
+    """As `dice_ce_loss_backward_tile_kernel`."""
     n, first = image_of_program(chunks, BLOCK_P)
     lanes = tl.arange(0, BLOCK_P)
     lane_c = tl.arange(0, BLOCK_C)
@@ -161,44 +302,41 @@ def dice_ce_loss_backward_sweep_kernel(
     at = n * pixels + first + lanes
     label, _ = labels_at(target, at, inside, classes, ignore_index)
     counts = label >= 0
-    largest = tl.full((BLOCK_P,), float("-inf"), T)
-    total = tl.zeros((BLOCK_P,), T)
-    target_logit = tl.zeros((BLOCK_P,), T)
-    dot = tl.zeros((BLOCK_P,), T)
-    total_weight = tl.full((1,), 0.0, tl.float64)
+    largest, inverse, u, q = _first_sweep(
+        logits,
+        label,
+        weight,
+        pixel_weight,
+        grad_overlap,
+        grad_ce,
+        n,
+        first + lanes,
+        lanes,
+        lanes,
+        lanes,
+        lanes,
+        lanes,
+        lanes,
+        inside,
+        at,
+        classes,
+        stride_n,
+        stride_c,
+        stride_s,
+        label_smoothing,
+        False,
+        T,
+        SMOOTHING,
+        SQUARED,
+        BLOCK_C,
+        BLOCK_P,
+    )
+    own, _ = pixel_weights(weight, pixel_weight, label, at, T)
+    _, spread = gradient_scales(grad_ce, label_smoothing, classes, T)
     for start in range(0, classes, BLOCK_C):
         c = start + lane_c
         rows = logits + n * stride_n + c.to(tl.int64) * stride_c
-        x = load_logits(rows, first, lanes, inside, c, classes, stride_s, counts, T)
-        largest, shift, factor = _raised(largest, x)
-        e = exp_of_difference(x - shift[None, :])
-        total = total * factor + tl.sum(e, axis=0)
-        if SMOOTHING:
-            total_weight += tl.sum(class_weights(weight, c, classes, tl.float64), axis=0)
-        if grad_overlap is not None:
-            g = tl.load(grad_overlap + (n * 3 + 1) * classes + c, mask=c < classes, other=0.0).to(T)[:, None]
-            if SQUARED:
-                dot = dot * factor * factor + tl.sum(2 * g * e * e, axis=0)
-            else:
-                dot = dot * factor + tl.sum(g * e, axis=0)
-            target_logit += tl.sum(tl.where(c[:, None] == label[None, :], x, 0.0), axis=0)
-    inverse = 1.0 / total
-
-    own, share = pixel_weights(weight, pixel_weight, label, at, T)
-    scale, spread = gradient_scales(grad_ce, label_smoothing, classes, T)
-    q = -scale * share
-    u = -q
-    if SMOOTHING:
-        u += spread * total_weight.to(T) * own
-    if grad_overlap is not None:
-        of_target = tl.load(grad_overlap + n * 3 * classes + label, mask=counts, other=0.0).to(T)
-        of_target *= exp_of_difference(target_logit - largest) * inverse
-        u -= dot * (inverse * inverse if SQUARED else inverse) + of_target
-        q += of_target
-    for start in range(0, classes, BLOCK_C):
-        c = start + lane_c
-        rows = logits + n * stride_n + c.to(tl.int64) * stride_c
-        x = load_logits(rows, first, lanes, inside, c, classes, stride_s, counts, T)
+        x = load_logits(rows, first + lanes, inside, c, classes, stride_s, counts, T)
         p = exp_of_difference(x - largest[None, :]) * inverse[None, :]
         if grad_overlap is not None:
             g = tl.load(grad_overlap + (n * 3 + 1) * classes + c, mask=c < classes, other=0.0).to(T)[:, None]
@@ -213,3 +351,77 @@ def dice_ce_loss_backward_sweep_kernel(
         to = grad_rows[:, None] + ((first + lanes) * grad_stride_s)[None, :]
         mask = (c < classes)[:, None] & inside[None, :]
         tl.store(to, narrow(grad, grad_logits.dtype.element_ty, INTERPRETING), mask=mask)
+
+
+@triton.jit(do_not_specialize=["chunks", "ignore_index"])
+def dice_ce_loss_coarse_softmax_kernel(
+    logits,  # [N, C, h, w] by strides
+    target,  # [N, H, W]
+    weight,  # float64 [C] or None
+    pixel_weight,  # T [N, H, W] or None
+    grad_overlap,  # float64 [N, 3, C] or None
+    grad_ce,  # float64 [2] or None
+    softmax,  # T [4, N, H, W]
+    classes,
+    pixels,  # H * W
+    all_pixels,  # N * H * W
+    stride_n,
+    stride_c,
+    stride_s,
+    width,
+    coarse_height,
+    coarse_width,
+    step_h: tl.float64,
+    step_w: tl.float64,
+    chunks,
+    ignore_index: tl.int64,
+    label_smoothing: tl.float64,
+    ALIGN: tl.constexpr,
+    T: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    SQUARED: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """What the gather of coarse logits has to know of each pixel."""
+    n, first = image_of_program(chunks, BLOCK_P)
+    p = first + tl.arange(0, BLOCK_P)
+    inside = p < pixels
+    at = n * pixels + p
+    label, _ = labels_at(target, at, inside, classes, ignore_index)
+    top, bottom, left, right, down, across = _taps(
+        p, width, coarse_height, coarse_width, stride_s, step_h, step_w, True, ALIGN, T
+    )
+    largest, inverse, u, q = _first_sweep(
+        logits,
+        label,
+        weight,
+        pixel_weight,
+        grad_overlap,
+        grad_ce,
+        n,
+        p,
+        top,
+        bottom,
+        left,
+        right,
+        down,
+        across,
+        inside,
+        at,
+        classes,
+        stride_n,
+        stride_c,
+        stride_s,
+        label_smoothing,
+        True,
+        T,
+        SMOOTHING,
+        SQUARED,
+        BLOCK_C,
+        BLOCK_P,
+    )
+    tl.store(softmax + at, largest, mask=inside)
+    tl.store(softmax + all_pixels + at, inverse, mask=inside)
+    tl.store(softmax + 2 * all_pixels + at, u, mask=inside)
+    tl.store(softmax + 3 * all_pixels + at, q, mask=inside)

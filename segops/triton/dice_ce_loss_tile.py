@@ -53,10 +53,10 @@ def class_weights(weight, c, classes, T: tl.constexpr):
 
 
 @triton.jit
-def load_logits(rows, first, i, inside, c, classes, stride_s, counts, T: tl.constexpr):
-    """[BLOCK_C, BLOCK_P] logits; zero where the pixel does not count, so that NaN there goes no further."""
+def load_logits(rows, p, inside, c, classes, stride_s, counts, T: tl.constexpr):
+    """[BLOCK_C, BLOCK_P] logits of pixels p; zero where the pixel does not count, so that NaN there goes no further."""
     mask = (c < classes)[:, None] & inside[None, :]
-    x = widen(tl.load(rows[:, None] + ((first + i) * stride_s)[None, :], mask=mask, other=float("-inf")), T)
+    x = widen(tl.load(rows[:, None] + (p * stride_s)[None, :], mask=mask, other=float("-inf")), T)
     return tl.where(counts[None, :], x, 0.0)
 
 
@@ -139,7 +139,7 @@ def dice_ce_loss_statistics_tile_kernel(
         bad_first = tl.minimum(bad_first, tl.where(bad, step * BLOCK_P + lanes, 0x7FFFFFFF))
         counts = label >= 0
         own, share = pixel_weights(weight, pixel_weight, label, at, T)
-        x = load_logits(rows, first, lanes, inside, c, classes, stride_s, counts, T)
+        x = load_logits(rows, first + lanes, inside, c, classes, stride_s, counts, T)
         is_target = c[:, None] == label[None, :]
 
         largest = tl.max(x, axis=0)
@@ -246,7 +246,7 @@ def dice_ce_loss_backward_tile_kernel(
         label, _ = labels_at(target, at, inside, classes, ignore_index)
         counts = label >= 0
         own, share = pixel_weights(weight, pixel_weight, label, at, T)
-        x = load_logits(rows, first, lanes, inside, c, classes, stride_s, counts, T)
+        x = load_logits(rows, first + lanes, inside, c, classes, stride_s, counts, T)
         is_target = c[:, None] == label[None, :]
 
         e = exp_of_difference(x - tl.max(x, axis=0)[None, :])

@@ -12,7 +12,7 @@ from tests.cases import make_logits, random_labels
 from tests.triton.direct import loss
 
 #: Arguments of kernels: told of one more, they leave their tensors.
-PLANTED = ("pixels", "classes")
+PLANTED = ("pixels", "classes", "coarse_height")
 
 #: What is compiled: logits dtype, label dtype, classes, layout.
 CASES = (
@@ -23,6 +23,13 @@ CASES = (
     ("bfloat16", "uint8", 150, "planar"),
     ("float32", "int64", 19, "channels_last"),
     ("bfloat16", "uint8", 32, "channels_last"),
+)
+#: The same of coarse logits.
+COARSE_CASES = (
+    ("float32", "int64", 19, "planar"),
+    ("bfloat16", "uint8", 19, "planar"),
+    ("bfloat16", "uint8", 150, "planar"),
+    ("float32", "int64", 19, "channels_last"),
 )
 
 
@@ -39,6 +46,17 @@ def compiled() -> Iterator[tuple[str, Callable[[], object]]]:
             logits = logits.to(memory_format=torch.channels_last)
         target = torch.zeros(1, 64, 64, dtype=getattr(torch, label))
         yield f"{dtype}, {label}, {classes} classes, {layout}", functools.partial(both, logits, target)
+
+    def coarse(logits: torch.Tensor, target: torch.Tensor) -> None:
+        sums, sums_ce, *_ = op.statistics(logits, target, None, None, -100, 0.0, False, True, False, False, 0, False)
+        op.coarse_backward(logits, target, None, None, sums, sums_ce, -100, 0.0, False, False)
+
+    for dtype, label, classes, layout in COARSE_CASES:
+        logits = torch.zeros(1, classes, 32, 32, dtype=getattr(torch, dtype))
+        if layout == "channels_last":
+            logits = logits.to(memory_format=torch.channels_last)
+        target = torch.zeros(1, 128, 128, dtype=getattr(torch, label))
+        yield f"coarse, {dtype}, {label}, {classes} classes, {layout}", functools.partial(coarse, logits, target)
     numbers = (2.0, 0.0, 1.0, 1.0, 1e-5, 1.0, 1.0, False, True, False, True)
     yield "19 classes", functools.partial(op.value, torch.zeros(1, 3, 19).double(), ce, None, *numbers)
 
@@ -57,3 +75,14 @@ def fenced() -> None:
                 target.view(2, -1)[-1, -1] = 99  # a bad label, in the last place
                 loss(logits.requires_grad_(), target, ignore_index=100, **options).backward()
             op.statistics(logits.detach(), target, None, None, 100, 0.0, True, True, True, True, 0)
+    for classes, (h, w), size in ((5, (3, 4), (7, 11)), (66, (2, 3), (5, 13)), (3, (1, 1), (2, 9))):
+        for turn, (dtype, labels) in enumerate(dtypes):
+            logits = make_logits((2, classes, h, w), dtype, layouts[turn])
+            target = random_labels((2, *size), classes, labels, ignore_index=100)
+            weights = (
+                torch.rand(classes).double(),
+                torch.rand(2, *size, dtype=torch.promote_types(dtype, torch.float32)),
+            )
+            shared, align = (100, 0.1, turn == 2), turn == 1
+            sums, ce, *_ = op.statistics(logits, target, *weights, *shared, True, True, True, 0, align)
+            op.coarse_backward(logits, target, *weights, sums, ce, *shared, align)
