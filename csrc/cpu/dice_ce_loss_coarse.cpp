@@ -281,6 +281,15 @@ class Seams {
   const Memory rows_;
 };
 
+// Fetches the strip's part of a row of the gradient that is written later: stores to lines that are far away are slow.
+template <class In>
+void prefetch_row(const Planes& p, int64_t n, int64_t number, const Strip& strip) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
+  const In* const row = static_cast<const In*>(p.data) + n * p.stride_n + number * p.stride_h + strip.low;
+  for (int64_t c = 0; p.stride_w == 1 && c < p.channels; ++c)
+    for (int64_t x = 0; x < strip.span; x += kLine) __builtin_prefetch(row + c * p.stride_c + x, 1);
+}
+
 template <class In, class T>
 void write_row(T* row, int64_t pitch, const Planes& p, int64_t n, int64_t number) {
   In* const to = static_cast<In*>(p.data) + n * p.stride_n + number * p.stride_h;
@@ -321,7 +330,10 @@ Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& para
       logits.begin(n, s);
       for (int64_t y = begin; y < end; ++y) {
         const LinearTap tap = linear_tap(vertical, y);
-        if (y > begin && tap.low != logits.held) band.advance(s, logits.held);
+        if (y > begin && tap.low != logits.held) {
+          band.advance(s, logits.held);
+          prefetch_row<In>(params.grad_logits, n, tap.low, strip);
+        }
         load_tile(b, in, n, strip, y * horizontal.out + strip.first, horizontal.out, nullptr);
         const Between<T> x = logits.at(tap);
         if (backward.finite) {
