@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class Entry:
         segops: the operator.
         pytorch: by name, what PyTorch offers instead.
         reference: the truth when called with float64 arguments.
+        judged: what of the results is compared, from the results and float64 arguments; by default the results.
     """
 
     operator: str
@@ -38,6 +40,7 @@ class Entry:
     segops: Operator
     pytorch: Mapping[str, Operator]
     reference: Operator
+    judged: Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[Tensor, ...]] = lambda results, inputs: results
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,78 @@ def _dice_ce_loss(what: str, direction: Callable[[Callable[..., Any]], Operator]
     )
 
 
+def _upsampled(logits: Tensor) -> Tensor:
+    return F.interpolate(logits, (256, 256), mode="bilinear")
+
+
+def _coarse_logits_and_labels(generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Logits [2, 19, 64, 64] and labels [2, 256, 256]."""
+    logits, labels = _logits_and_labels(generator)
+    return logits[:, :, ::4, ::4].contiguous(), labels
+
+
+def _coarse_dice_ce_loss() -> Entry:
+    return Entry(
+        operator="dice_ce_loss",
+        what="of coarse logits, forward + backward",
+        inputs=_coarse_logits_and_labels,
+        segops=_forward_backward(segops.dice_ce_loss),
+        pytorch={
+            "eager, one-hot": _forward_backward(lambda x, target: as_users_write_it(_upsampled(x), target)),
+            "eager, leanest (gather)": _forward_backward(lambda x, target: leanest_eager(_upsampled(x), target)),
+        },
+        reference=_forward_backward(partial(segops.dice_ce_loss, backend="reference")),
+    )
+
+
+def _upsample_cat() -> Entry:
+    def eager(x: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([skip, F.interpolate(x, skip.shape[2:], mode="bilinear")], 1)
+
+    return Entry(
+        operator="upsample_cat",
+        what="forward",
+        inputs=lambda generator: (
+            torch.randn(2, 64, 64, 64, generator=generator),
+            torch.randn(2, 32, 128, 128, generator=generator),
+        ),
+        segops=_forward(segops.upsample_cat),
+        pytorch={"eager": _forward(eager)},
+        reference=_forward(partial(segops.upsample_cat, backend="reference")),
+    )
+
+
+def _upsample_argmax() -> Entry:
+    size = (512, 512)
+
+    def eager(logits: Tensor) -> Tensor:
+        return F.interpolate(logits, size, mode="bilinear").argmax(1)
+
+    def channels_last(logits: Tensor) -> Tensor:
+        return eager(logits.contiguous(memory_format=torch.channels_last))
+
+    def logit_of_label(results: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Of two classes with the same logit but for rounding, either is right."""
+        full = F.interpolate(inputs[0], size, mode="bilinear")
+        return (full.gather(1, results[0].long()[:, None]),)
+
+    return Entry(
+        operator="upsample_argmax",
+        what="forward",
+        inputs=lambda generator: (torch.randn(2, 19, 64, 64, generator=generator),),
+        segops=_forward(partial(segops.upsample_argmax, size=size)),
+        pytorch={"eager": _forward(eager), "eager, channels_last": _forward(channels_last)},
+        reference=_forward(partial(segops.upsample_argmax, size=size, backend="reference")),
+        judged=logit_of_label,
+    )
+
+
 ENTRIES: tuple[Entry, ...] = (
     _dice_ce_loss("forward", _forward),
     _dice_ce_loss("forward + backward", _forward_backward),
+    _coarse_dice_ce_loss(),
+    _upsample_cat(),
+    _upsample_argmax(),
 )
 """What `segops demo` shows; a new operator adds its entry here."""
 
@@ -119,9 +191,10 @@ def compare(entry: Entry, rounds: int, seed: int = 0) -> Comparison:
     machine that slows down meanwhile slows all of them down.
     """
     inputs = entry.inputs(torch.Generator().manual_seed(seed))
-    truth = entry.reference(*(t.double() if t.is_floating_point() else t for t in inputs))
+    exact = tuple(t.double() if t.is_floating_point() else t for t in inputs)
+    truth = entry.judged(entry.reference(*exact), exact)
     ways = {"segops": entry.segops, **entry.pytorch}
-    errors = {name: _error(way(*inputs), truth) for name, way in ways.items()}
+    errors = {name: _error(entry.judged(way(*inputs), exact), truth) for name, way in ways.items()}
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segops.nn import UpsampleCat
 
-def _block(inputs: int, outputs: int) -> nn.Sequential:
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
         nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
@@ -23,21 +24,25 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 class SmallUNet(nn.Module):
     """Encoder and decoder with skip connections (Ronneberger, Fischer, Brox 2015), padded, with batch norm.
 
+    Nothing of it has the resolution of the image: the first convolution halves it, and the logits stay that coarse,
+    since segops' loss and argmax take them so.
+
     Args:
         classes: number of output channels C.
-        widths: channels at each level, finest first; every further level halves the resolution.
+        widths: channels at each level, finest (output stride 2) first; every further level halves the resolution.
 
-    Takes float [N, 3, H, W] and returns logits [N, C, H, W]; H and W are multiples of 2 ** (len(widths) - 1).
+    Takes float [N, 3, H, W] and returns logits [N, C, H / 2, W / 2]; H and W are multiples of 2 ** len(widths).
     """
 
-    def __init__(self, classes: int, widths: Sequence[int] = (8, 16, 32, 64)) -> None:
+    def __init__(self, classes: int, widths: Sequence[int] = (32, 48, 64, 96)) -> None:
         super().__init__()
-        self.encoder = nn.ModuleList(_block(i, o) for i, o in zip((3, *widths), widths, strict=False))
-        finer, coarser = widths[-2::-1], widths[:0:-1]
-        self.upsample = nn.ModuleList(
-            nn.ConvTranspose2d(c, f, 2, stride=2) for c, f in zip(coarser, finer, strict=True)
+        self.encoder = nn.ModuleList(
+            _block(i, o, stride=1 if level else 2)
+            for level, (i, o) in enumerate(zip((3, *widths), widths, strict=False))
         )
-        self.decoder = nn.ModuleList(_block(2 * f, f) for f in finer)
+        finer, coarser = widths[-2::-1], widths[:0:-1]
+        self.upsample_cat = UpsampleCat()
+        self.decoder = nn.ModuleList(_block(f + c, f) for f, c in zip(finer, coarser, strict=True))
         self.head = nn.Conv2d(widths[0], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,6 +51,6 @@ class SmallUNet(nn.Module):
             x = block(F.max_pool2d(x, 2) if level else x)
             skips.append(x)
         skips.pop()
-        for upsample, block in zip(self.upsample, self.decoder, strict=True):
-            x = block(torch.cat([skips.pop(), upsample(x)], dim=1))
+        for block in self.decoder:
+            x = block(self.upsample_cat(x, skips.pop()))
         return self.head(x)
