@@ -136,7 +136,7 @@ struct ColumnGather {
 
   template <int kCount>
   SEGOPS_INLINE void pair_sums(V (&v)[kCount], int count) {
-    B even, odd;
+    B even = {}, odd = {};
     for (int l = 0; l < kLanes; ++l) {
       even[l] = 2 * l;
       odd[l] = 2 * l + 1;
@@ -148,7 +148,7 @@ struct ColumnGather {
   template <int kScale>
   void sum_tree(A* grad, const A* sums) const {
     constexpr int kVectors = 2 * kScale, kEach = kLanes / kVectors;
-    B order;
+    B order = {};
     for (int l = 0; l < kLanes; ++l) order[l] = (l / (2 * kEach) * 2 + l % 2) * kEach + l % (2 * kEach) / 2;
     for (int64_t v = 0; v < vectors(); ++v) {
       const A* const own = weights + v * kVectors * kLanes;
@@ -174,7 +174,7 @@ struct ColumnGather {
       const B from_first = __builtin_convertvector(load<kLanes, int32_t>(own) - own[0], B);
       V sum = {};
       for (int64_t k = 0; k < taps[v]; ++k, weight += kLanes) {
-        V value;
+        V value = {};
         if constexpr (kNear)
           value =
               __builtin_shuffle(load<kLanes, A>(sums + own[0] + k), load<kLanes, A>(sums + own[0] + k + kLanes), from_first);
