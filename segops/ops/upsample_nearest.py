@@ -94,7 +94,9 @@ def upsample_nearest2d(
     Output row i is input row min(floor(i * step), h - 1), with step = h / H, or 1 / scale_factor where that is given;
     the same for columns. As in torch, step and product are float32, so that some sources are one below the floor of the
     exact ratio. (torch itself computes them in float64 for contiguous float64 images, and differs there at a few pairs
-    of sizes, such as 45 to 129. Here every dtype and layout has the same sources.)
+    of sizes, such as 45 to 129. And where another scale_factor than 1 or 2 gives just the size or twice the size, its
+    kernels disagree: here, as in torch for channels last, such an axis is copied or doubled. Every dtype and layout has
+    the same sources.)
 
     The gradient of an input is the sum over the outputs that are it, in row-major order, accumulated in float32
     (float64 for float64). Twice differentiable.
