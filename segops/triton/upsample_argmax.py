@@ -51,8 +51,10 @@ def upsample_argmax_kernel(
     image = logits + n * stride_n + tl.arange(0, 1)
     best = blend(image, top, bottom, left, right, down, across, inside, T)
     label = tl.zeros((1, BLOCK_P), tl.int32)
+    plane = image
     for c in range(1, classes):
-        value = blend(image + c * stride_c.to(tl.int64), top, bottom, left, right, down, across, inside, T)
+        plane += stride_c
+        value = blend(plane, top, bottom, left, right, down, across, inside, T)
         # The first NaN stands as well.
         better = ((value > best) | (value != value)) & (best == best)
         best = tl.where(better, value, best)
@@ -61,9 +63,11 @@ def upsample_argmax_kernel(
     tl.store(labels + to, label.to(labels.dtype.element_ty), mask=inside)
     if SCORE:
         total = tl.zeros((1, BLOCK_P), T)
-        for c in range(classes):
-            value = blend(image + c * stride_c.to(tl.int64), top, bottom, left, right, down, across, inside, T)
+        plane = image
+        for _ in range(classes):
+            value = blend(plane, top, bottom, left, right, down, across, inside, T)
             total += exp_of_difference(value - best)
+            plane += stride_c
         tl.store(score + to, 1.0 / total, mask=inside)
 
 
