@@ -7,7 +7,7 @@
 namespace segops::cuda {
 namespace {
 
-constexpr int kStrip = 8;  // pixels of a thread
+constexpr int kStrip = 4;  // pixels of a thread: of more, the addresses alone would fill its registers
 
 __device__ __forceinline__ void store_label(void* labels, Dtype dtype, int64_t at, int label) {
   switch (dtype) {
@@ -56,8 +56,6 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) upsample_argmax_kernel(Upsam
   });
   const int classes = static_cast<int>(p.logits.channels);
   const T* plane = image;
-  // Unrolled, classes side by side would take twice the registers.
-#pragma unroll 1
   for (int c = 1; c < classes; ++c) {
     plane += p.logits.stride_c;
     interpolate(plane, [&](int r, A logit) {
@@ -77,7 +75,6 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) upsample_argmax_kernel(Upsam
 
   A sum[kStrip] = {};
   plane = image;
-#pragma unroll 1
   for (int c = 0; c < classes; ++c, plane += p.logits.stride_c)
     interpolate(plane, [&](int r, A logit) { sum[r] += exponential<A>(logit - best[r]); });
 #pragma unroll

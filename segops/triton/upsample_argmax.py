@@ -38,8 +38,9 @@ def upsample_argmax_kernel(
     SCORE: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    n, p = program // blocks, program % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    # 32 bits as far as they reach: a division of 64 is a subroutine.
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
     y, x = p // out_width, p % out_width
     inside = (y < out_height)[None, :]
     top, bottom, down = linear_tap(y, height, tl.full((1,), step_h, tl.float64), ALIGN)
@@ -79,6 +80,8 @@ def upsample_argmax(
     labels = logits.new_empty(shape, dtype=dtype)
     score = logits.new_empty(shape if with_score else (0,), dtype=accumulated)
     block = 128
+    if height * width > (1 << 31) - block:
+        raise RuntimeError(f"segops.upsample_argmax: {height} x {width} pixels are too many for the Triton kernel")
     blocks = triton.cdiv(height * width, block)
     launch(
         upsample_argmax_kernel,
