@@ -34,7 +34,8 @@ CASES = (
 GOALS = {
     Case(OP, MAIN): {"eager": 35, "best existing": 8},
     Case(OP, CITYSCAPES): {"eager": 35, "best existing": 8},
-    Case(WITH_SCORE, MAIN): {"eager": 35, "best existing": 8},
+    # A maximum of probabilities costs PyTorch less than an argmax of logits.
+    Case(WITH_SCORE, MAIN): {"eager": 20, "best existing": 8},
     Case(OP, SMALL): {"eager": 1, "best existing": 1},
 }
 

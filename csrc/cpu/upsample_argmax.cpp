@@ -75,6 +75,35 @@ SEGOPS_INLINE Vec<T, kNativeLanes<T>> blend(Vec<T, kNativeLanes<T>> low, Vec<T, 
   return (T(1) - weight) * low + weight * high;
 }
 
+// The constants of 2^r for |r| <= 1/2, highest power first: relative error 1.1e-7, none at 0.
+constexpr int kPowers = 6;
+constexpr float kPower[kPowers] = {0.00132647273f, 0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f, 1.f};
+
+// Adds e^x to each of kTile sums that are 1 or more, for x <= 0, in the fewest operations: what is small need not be exact.
+template <int kLanes, int kTile>
+SEGOPS_INLINE void add_exp(Vec<float, kLanes> (&x)[kTile], Vec<float, kLanes> (&sum)[kTile]) {
+  using M = MathConstants<float>;
+  using V = Vec<float, kLanes>;
+  using B = Vec<int32_t, kLanes>;
+  const V lowest = broadcast<kLanes, float>(-86.f);
+  V n[kTile], q[kTile];
+  for (int k = 0; k < kTile; ++k) x[k] = x[k] < lowest ? lowest : x[k];
+  for (int k = 0; k < kTile; ++k) n[k] = x[k] * M::kLog2e + M::kRound;
+  for (int k = 0; k < kTile; ++k) x[k] = x[k] * M::kLog2e - (n[k] - M::kRound);
+  for (int k = 0; k < kTile; ++k) q[k] = x[k] * kPower[0] + kPower[1];
+  for (int term = 2; term < kPowers; ++term)
+    for (int k = 0; k < kTile; ++k) q[k] = q[k] * x[k] + kPower[term];
+  for (int k = 0; k < kTile; ++k)
+    sum[k] += reinterpret_cast<V>(reinterpret_cast<B>(q[k]) + (reinterpret_cast<B>(n[k]) << M::kMantissaBits));
+}
+
+template <int kLanes, int kTile>
+SEGOPS_INLINE void add_exp(Vec<double, kLanes> (&x)[kTile], Vec<double, kLanes> (&sum)[kTile]) {
+  Vec<int64_t, kLanes> unused{};
+  exp_tile<double, kLanes, kTile, false>(x, unused);
+  for (int k = 0; k < kTile; ++k) sum[k] += x[k];
+}
+
 // A coarse row as the columns of a tile see it: [C][kTile].
 template <class T>
 struct CoarseRow {
@@ -95,7 +124,8 @@ struct Argmax {
   const UpsampleArgmax& p;
   const Columns<T>& columns;
 
-  static int64_t scratch(int64_t classes) { return classes * (2 * kTile + kStagedWidth) * static_cast<int64_t>(sizeof(T)); }
+  // Two coarse rows, the columns they are made of, and what probabilities are computed of.
+  static int64_t scratch(int64_t classes) { return classes * (3 * kTile + kStagedWidth) * static_cast<int64_t>(sizeof(T)); }
 
   // The coarse columns of a tile, class by class, from a layout of which vectors cannot be loaded.
   const T* stage(const In* row, int64_t tile, T* staged) const {
@@ -161,42 +191,41 @@ struct Argmax {
       to.finite = across(stage(row, tile, staged), kStagedWidth, tile, to.values);
   }
 
-  // The largest logit and its class in kBlock vectors of pixels. Of equals the first; kNan: NaN counts as largest.
-  template <bool kNan>
+  // The largest logit and its class in kBlock vectors of pixels. Of equals the first; kNan: NaN counts as largest. With
+  // `kept`, which is [C][kBlock * kLanes], the logits stay there.
+  template <bool kNan, bool kKeep>
   SEGOPS_INLINE void winners(const T* top, const T* bottom, int64_t classes, V keep, V weight, V (&best)[kBlock],
-                             Labels (&label)[kBlock]) {
-    for (int v = 0; v < kBlock; ++v) {
-      best[v] = keep * load<kLanes, T>(top + v * kLanes) + weight * load<kLanes, T>(bottom + v * kLanes);
-      label[v] = Labels{};
-    }
+                             Labels (&label)[kBlock], T* kept) {
     Labels own{};
-    for (int64_t c = 1; c < classes; ++c) {
-      own += B(1);
+    for (int64_t c = 0; c < classes; ++c) {
       for (int v = 0; v < kBlock; ++v) {
         const V value =
             keep * load<kLanes, T>(top + c * kTile + v * kLanes) + weight * load<kLanes, T>(bottom + c * kTile + v * kLanes);
+        if constexpr (kKeep) store<kLanes>(kept + (c * kBlock + v) * kLanes, value);
+        if (c == 0) {
+          best[v] = value;
+          label[v] = Labels{};
+          continue;
+        }
         Labels better = value > best[v];
         if constexpr (kNan) better |= (value != value) & (best[v] == best[v]);
         best[v] = better ? value : best[v];
         label[v] = better ? own : label[v];
       }
+      own += B(1);
     }
   }
 
-  // The softmax probability of the largest logit.
-  SEGOPS_INLINE void probabilities(const T* top, const T* bottom, int64_t classes, V keep, V weight, const V (&best)[kBlock],
-                                   V (&score)[kBlock]) {
+  // The softmax probability of the largest logit; NaN where that is infinite, as from a softmax.
+  SEGOPS_INLINE void probabilities(const T* kept, int64_t classes, const V (&best)[kBlock], V (&score)[kBlock]) {
+    const V nan = broadcast<kLanes, T>(static_cast<T>(__builtin_nan("")));
     V sum[kBlock] = {};
     for (int64_t c = 0; c < classes; ++c) {
       V value[kBlock];
-      for (int v = 0; v < kBlock; ++v)
-        value[v] = keep * load<kLanes, T>(top + c * kTile + v * kLanes) +
-                   weight * load<kLanes, T>(bottom + c * kTile + v * kLanes) - best[v];
-      Labels unused{};
-      exp_tile<T, kLanes, kBlock, false>(value, unused);
-      for (int v = 0; v < kBlock; ++v) sum[v] += value[v];
+      for (int v = 0; v < kBlock; ++v) value[v] = load<kLanes, T>(kept + (c * kBlock + v) * kLanes) - best[v];
+      add_exp<kLanes, kBlock>(value, sum);
     }
-    for (int v = 0; v < kBlock; ++v) score[v] = T(1) / sum[v];
+    for (int v = 0; v < kBlock; ++v) score[v] = best[v] - best[v] == T(0) ? T(1) / sum[v] : nan;
   }
 
   template <class Label>
@@ -218,19 +247,23 @@ struct Argmax {
   }
 
   // One output row of a tile: `at` is its first pixel in the results, `count` how many the row has.
-  void row(const CoarseRow<T>& top, const CoarseRow<T>& bottom, T down, int64_t at, int64_t count) const {
+  void row(const CoarseRow<T>& top, const CoarseRow<T>& bottom, T down, int64_t at, int64_t count, T* kept) const {
     const V weight = broadcast<kLanes, T>(down), keep = broadcast<kLanes, T>(T(1) - down);
     for (int64_t i = 0; i < kTile && i < count; i += kBlock * kLanes) {
-      V best[kBlock];
-      Labels label[kBlock];
-      if (top.finite && bottom.finite)
-        winners<false>(top.values + i, bottom.values + i, p.logits.channels, keep, weight, best, label);
+      V best[kBlock] = {};
+      Labels label[kBlock] = {};
+      const T *above = top.values + i, *below = bottom.values + i;
+      const int64_t classes = p.logits.channels;
+      if (!(top.finite && bottom.finite))
+        winners<true, true>(above, below, classes, keep, weight, best, label, kept);
+      else if (p.score)
+        winners<false, true>(above, below, classes, keep, weight, best, label, kept);
       else
-        winners<true>(top.values + i, bottom.values + i, p.logits.channels, keep, weight, best, label);
+        winners<false, false>(above, below, classes, keep, weight, best, label, kept);
       for (int v = 0; v < kBlock; ++v) store_labels(at + i + v * kLanes, label[v], count - i - v * kLanes);
       if (!p.score) continue;
       V score[kBlock];
-      probabilities(top.values + i, bottom.values + i, p.logits.channels, keep, weight, best, score);
+      probabilities(kept, classes, best, score);
       T* to = static_cast<T*>(p.score) + at + i;
       for (int v = 0; v < kBlock; ++v) {
         const int64_t left = count - i - v * kLanes;
@@ -246,7 +279,8 @@ struct Argmax {
   void band(int64_t n, int64_t begin, int64_t end, char* memory) const {
     const int64_t height = p.vertical.out, width = p.horizontal.out;
     T* const values = reinterpret_cast<T*>(memory);
-    T* const staged = values + 2 * kTile * p.logits.channels;
+    T* const kept = values + 2 * kTile * p.logits.channels;
+    T* const staged = kept + kTile * p.logits.channels;
     for (int64_t tile = 0; tile < columns.tiles; ++tile) {
       CoarseRow<T> rows[2] = {{values, -1, true}, {values + kTile * p.logits.channels, -1, true}};
       CoarseRow<T>*top = &rows[0], *bottom = &rows[1];
@@ -260,7 +294,7 @@ struct Argmax {
         if (top->row != tap.low) read(n, tap.low, tile, *top, staged);
         if (tap.high != tap.low && bottom->row != tap.high) read(n, tap.high, tile, *bottom, staged);
         row(*top, tap.high == tap.low ? *top : *bottom, static_cast<T>(tap.weight), (n * height + y) * width + tile * kTile,
-            width - tile * kTile);
+            width - tile * kTile, kept);
       }
     }
   }

@@ -7,7 +7,7 @@
 namespace segops::cuda {
 namespace {
 
-constexpr int kStrip = 8;  // pixels of a thread
+constexpr int kStrip = 4;  // pixels of a thread: of more, the addresses alone would fill its registers
 
 __device__ __forceinline__ void store_label(void* labels, Dtype dtype, int64_t at, int label) {
   switch (dtype) {

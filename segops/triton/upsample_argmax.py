@@ -38,8 +38,9 @@ def upsample_argmax_kernel(
     SCORE: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    n, p = program // blocks, program % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    # 32 bits as far as they reach: a division of 64 is a subroutine.
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
     y, x = p // out_width, p % out_width
     inside = (y < out_height)[None, :]
     top, bottom, down = linear_tap(y, height, tl.full((1,), step_h, tl.float64), ALIGN)
@@ -51,8 +52,10 @@ def upsample_argmax_kernel(
     image = logits + n * stride_n + tl.arange(0, 1)
     best = blend(image, top, bottom, left, right, down, across, inside, T)
     label = tl.zeros((1, BLOCK_P), tl.int32)
+    plane = image
     for c in range(1, classes):
-        value = blend(image + c * stride_c.to(tl.int64), top, bottom, left, right, down, across, inside, T)
+        plane += stride_c
+        value = blend(plane, top, bottom, left, right, down, across, inside, T)
         # The first NaN stands as well.
         better = ((value > best) | (value != value)) & (best == best)
         best = tl.where(better, value, best)
@@ -61,9 +64,11 @@ def upsample_argmax_kernel(
     tl.store(labels + to, label.to(labels.dtype.element_ty), mask=inside)
     if SCORE:
         total = tl.zeros((1, BLOCK_P), T)
-        for c in range(classes):
-            value = blend(image + c * stride_c.to(tl.int64), top, bottom, left, right, down, across, inside, T)
+        plane = image
+        for _ in range(classes):
+            value = blend(plane, top, bottom, left, right, down, across, inside, T)
             total += exp_of_difference(value - best)
+            plane += stride_c
         tl.store(score + to, 1.0 / total, mask=inside)
 
 
@@ -75,6 +80,8 @@ def upsample_argmax(
     labels = logits.new_empty(shape, dtype=dtype)
     score = logits.new_empty(shape if with_score else (0,), dtype=accumulated)
     block = 128
+    if height * width > (1 << 31) - block:
+        raise RuntimeError(f"segops.upsample_argmax: {height} x {width} pixels are too many for the Triton kernel")
     blocks = triton.cdiv(height * width, block)
     launch(
         upsample_argmax_kernel,

@@ -45,7 +45,7 @@ def traffic(shown: str, element: int, most: float, **options: object) -> Traffic
     return Traffic(shown, line, {"upsample_argmax": Moves(Bytes(c * h * w * element, most), written)})
 
 
-# This image is small: its strips have 4 rows, which lie between two coarse rows, and half a coarse row is their own: 4.
+# A thread's 4 rows lie between two coarse rows, and half a coarse row is their own: 4.
 # Each output reads a left and a right input: 2. The 32 outputs of a warp have 4 inputs and read 5. A sector has 8 of
 # float32, and every other warp needs two: 3 times its own; 16 of bfloat16, and every fourth warp needs two: 5 times.
 # Channels last, each of the five is in a sector of its own: 10 times.
@@ -106,8 +106,8 @@ MUTANTS = (
 MUTANT_CASES = [TIES, NAN, case(h=5, w=8, H=11, W=33, n=3), case(h=3, w=4, H=5, W=40, dtype="float64")]
 
 LIMITS = (
-    # Eight pixels of a thread: a maximum, a class, a tap and two coarse values each.
-    Limit("upsample_argmax<double>", 168, calls=OF_DOUBLE),
+    # Four pixels of a thread: a maximum, a class, a weight and the addresses of two coarse rows each.
+    Limit("upsample_argmax<double>", 128, calls=OF_DOUBLE),
     Limit("upsample_argmax<.*>", 96, calls=OF_FLOAT),
     Limit("triton upsample_argmax \\(.*float64.*\\)", 128, calls=(*COLLECTIVES, "subroutine", *OF_DOUBLE)),
     Limit("triton upsample_argmax \\(.*\\)", 96, calls=OF_FLOAT),
