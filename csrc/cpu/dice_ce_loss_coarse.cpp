@@ -96,6 +96,10 @@ struct Interpolation {
     Block<T> staging = row_of(source, p.channels, pitch, own.span);
     stage_in(staging, from, p.stride_c, p.stride_w);
     for (int64_t c = 0; c < p.channels; ++c) source[c * pitch + own.span] = source[c * pitch + own.span - 1];
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
+    const In* const next = from + p.stride_h;
+    for (int64_t c = 0; p.stride_w == 1 && row + 1 < p.height && c < p.channels; ++c)
+      for (int64_t x = 0; x < own.span; x += kLine) __builtin_prefetch(next + c * p.stride_c + x);
     columns.widen(strip, source, pitch, to, p.channels);
   }
 
@@ -187,30 +191,37 @@ Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& 
   return Status::ok;
 }
 
-// Rows of logits that one item of backward owns. The target rows at either end are read by the neighbours too: few rows are
-// many items, many rows little work done twice.
+// Rows of logits in one item of backward: at most about 64 items, but rows enough to be worth the two they share.
 int64_t band_rows(const DiceCeLossInputs& in, int64_t height) {
-  constexpr int64_t kItems = 64, kLeast = 8, kMost = 16;
+  constexpr int64_t kItems = 64, kLeast = 4, kMost = 16;
   const int64_t rows = in.batch * height / kItems;
   return rows < kLeast ? kLeast : rows > kMost ? kMost : rows;
 }
 
-// The gradient of a band of rows of logits: sums of target rows that are not finished, and rows that are.
+// What the target rows from row `begin` of the logits to row `end` give: sums of target rows that are not finished, and the
+// gradients of the rows of logits. Row `begin` misses what the band before it has in its row `end`.
 template <class T>
 struct Band {
   const ColumnSums<T>& columns;
-  int64_t capacity, classes, width, pitch;
-  int64_t begin, end;  // rows of logits
-  T* rows;             // [end - begin, C, pitch]
-  T* sums[2];          // [C, capacity]: what target rows give to the lower and the upper row
+  int64_t capacity, classes, width, height, pitch;
+  int64_t begin, end;
+  T* rows;     // [end - begin + 1, C, pitch]
+  T* sums[2];  // [C, capacity]: what target rows give to the lower and the upper row
 
   static int64_t pitch_of(int64_t width) { return width + kNativeLanes<T>; }
   static int64_t bytes(int64_t classes, int64_t capacity, int64_t width, int64_t rows) {
-    return classes * (2 * capacity + rows * pitch_of(width)) * static_cast<int64_t>(sizeof(T));
+    return classes * (2 * capacity + (rows + 1) * pitch_of(width)) * static_cast<int64_t>(sizeof(T));
   }
 
-  Band(const ColumnSums<T>& cs, int64_t most, int64_t c, int64_t w, int64_t first, int64_t last, char* memory)
-      : columns(cs), capacity(most), classes(c), width(w), pitch(pitch_of(w)), begin(first), end(last) {
+  Band(const ColumnSums<T>& cs, int64_t most, const ConstPlanes& p, int64_t first, int64_t last, char* memory)
+      : columns(cs),
+        capacity(most),
+        classes(p.channels),
+        width(p.width),
+        height(p.height),
+        pitch(pitch_of(width)),
+        begin(first),
+        end(last) {
     sums[0] = reinterpret_cast<T*>(memory);
     sums[1] = sums[0] + classes * capacity;
     rows = sums[1] + classes * capacity;
@@ -231,25 +242,59 @@ struct Band {
         at(tap).template put<kLanes>(c, i, load<kLanes, T>(b.staged + c * capacity + i));
   }
 
-  // No further target row reads `row`: its sums are finished, those of the row above become the lower ones.
-  void advance(int64_t strip, int64_t row) {
-    if (row >= begin && row < end)
-      columns.add_narrowed(strip, sums[0], rows + (row - begin) * classes * pitch, pitch, classes);
+  T* row(int64_t number) const { return rows + (number - begin) * classes * pitch; }
+
+  // No further target row reads row `number`: its sums are finished, those of the row above become the lower ones.
+  void advance(int64_t strip, int64_t number) {
+    if (number >= begin && number < height) columns.add_narrowed(strip, sums[0], row(number), pitch, classes);
     T* const finished = sums[0];
     sums[0] = sums[1];
     sums[1] = finished;
     __builtin_memset(finished, 0, static_cast<size_t>(classes * capacity) * sizeof(T));
   }
-
-  template <class In>
-  void write(const Planes& p, int64_t n) const {
-    for (int64_t row = begin; row < end; ++row) {
-      T* const from = rows + (row - begin) * classes * pitch;
-      In* const to = static_cast<In*>(p.data) + n * p.stride_n + row * p.stride_h;
-      stage_out(row_of(from, classes, pitch, width), to, p.stride_c, p.stride_w);
-    }
-  }
 };
+
+// The rows at which bands meet: row `begin` and row `end` of each item, added when both are there. In the type of the sums,
+// so that 16-bit gradients are rounded once.
+template <class T>
+class Seams {
+ public:
+  Seams(int64_t items, int64_t elements)
+      : elements_(elements), rows_(items * 2 * elements * static_cast<int64_t>(sizeof(T)), false) {}
+  bool allocated() const { return rows_.data; }
+
+  void keep(int64_t item, const Band<T>& band) const {
+    __builtin_memcpy(row(item, 0), band.row(band.begin), static_cast<size_t>(elements_) * sizeof(T));
+    __builtin_memcpy(row(item, 1), band.row(band.end), static_cast<size_t>(elements_) * sizeof(T));
+  }
+
+  T* join(int64_t item) const {
+    T* const sum = row(item, 0);
+    const T* const before = row(item - 1, 1);
+    for (int64_t i = 0; i < elements_; ++i) sum[i] += before[i];
+    return sum;
+  }
+
+ private:
+  T* row(int64_t item, int which) const { return reinterpret_cast<T*>(rows_.data) + (2 * item + which) * elements_; }
+  const int64_t elements_;
+  const Memory rows_;
+};
+
+// Fetches the strip's part of a row of the gradient that is written later: stores to lines that are far away are slow.
+template <class In>
+void prefetch_row(const Planes& p, int64_t n, int64_t number, const Strip& strip) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
+  const In* const row = static_cast<const In*>(p.data) + n * p.stride_n + number * p.stride_h + strip.low;
+  for (int64_t c = 0; p.stride_w == 1 && c < p.channels; ++c)
+    for (int64_t x = 0; x < strip.span; x += kLine) __builtin_prefetch(row + c * p.stride_c + x, 1);
+}
+
+template <class In, class T>
+void write_row(T* row, int64_t pitch, const Planes& p, int64_t n, int64_t number) {
+  In* const to = static_cast<In*>(p.data) + n * p.stride_n + number * p.stride_h;
+  stage_out(row_of(row, p.channels, pitch, p.width), to, p.stride_c, p.stride_w);
+}
 
 template <class T, class In>
 Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& parallel) {
@@ -266,7 +311,9 @@ Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& para
   const ColumnSums<T> columns(horizontal, capacity, kPad);
   const Memory scratch(parallel.workers * bytes);
   const Derivatives<T> derivatives(params.loss);
-  if (!columns.allocated() || !scratch.data || !derivatives.allocated()) return Status::out_of_memory;
+  const int64_t pitch = Band<T>::pitch_of(horizontal.in);
+  const Seams<T> seams(per_image > 1 ? items : 0, in.classes * pitch);
+  if (!columns.allocated() || !scratch.data || !derivatives.allocated() || !seams.allocated()) return Status::out_of_memory;
   const Backward<T, T> backward = derivatives.template backward<T>(false);
 
   for_each_item(parallel, items, is_small(in), [&](int64_t item, int32_t worker) {
@@ -276,14 +323,17 @@ Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& para
     Interpolation<T, In> logits(params.coarse, columns, capacity, memory + block_bytes);
     const int64_t n = item / per_image, first = item % per_image * rows;
     const int64_t last = first + rows < vertical.in ? first + rows : vertical.in;
-    Band<T> band(columns, capacity, in.classes, horizontal.in, first, last, memory + block_bytes + interpolation_bytes);
-    const int64_t begin = first_output(vertical, first - 1), end = first_output(vertical, last);
+    Band<T> band(columns, capacity, params.coarse.planes, first, last, memory + block_bytes + interpolation_bytes);
+    const int64_t begin = first_output(vertical, first), end = first_output(vertical, last);
     for (int64_t s = 0; s < columns.strips(); ++s) {
       const Strip strip = columns.strip(s);
       logits.begin(n, s);
       for (int64_t y = begin; y < end; ++y) {
         const LinearTap tap = linear_tap(vertical, y);
-        if (y > begin && tap.low != logits.held) band.advance(s, logits.held);
+        if (y > begin && tap.low != logits.held) {
+          band.advance(s, logits.held);
+          prefetch_row<In>(params.grad_logits, n, tap.low, strip);
+        }
         load_tile(b, in, n, strip, y * horizontal.out + strip.first, horizontal.out, nullptr);
         const Between<T> x = logits.at(tap);
         if (backward.finite) {
@@ -296,7 +346,12 @@ Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& para
       band.advance(s, logits.held);
       band.advance(s, logits.held + 1);
     }
-    band.template write<In>(params.grad_logits, n);
+    if (per_image > 1) seams.keep(item, band);
+    for (int64_t j = first + (first > 0); j < last; ++j) write_row<In>(band.row(j), pitch, params.grad_logits, n, j);
+  });
+  for_each_item(parallel, per_image > 1 ? items : 0, is_small(in), [&](int64_t item, int32_t) {
+    const int64_t first = item % per_image * rows;
+    if (first > 0) write_row<In>(seams.join(item), pitch, params.grad_logits, item / per_image, first);
   });
   return Status::ok;
 }

@@ -56,15 +56,17 @@ class Columns {
   // to[c][x] = keep * from[c][low] + share * from[c][low + 1] for the strip's columns x.
   void widen(int64_t s, const T* from, int64_t pitch, T* to, int64_t classes) const {
     const Strip strip = this->strip(s);
-    for (int64_t i = 0; i < strip.padded; i += kLanes) {
+    const int64_t stride = capacity_;
+    for (int64_t i = 0; i < strip.padded; i += kLanes, to += kLanes) {
       const int64_t x = strip.first + i;
       const Indices order = load<kLanes, Index>(index() + x);
       const V keeps = load<kLanes, T>(keep() + x), shares = load<kLanes, T>(share() + x);
       const T* source = from + base()[x / kLanes];
-      for (int64_t c = 0; c < classes; ++c, source += pitch) {
+      T* wide = to;
+      for (int64_t c = 0; c < classes; ++c, source += pitch, wide += stride) {
         const V low = __builtin_shuffle(load<kLanes, T>(source), order);
         const V high = __builtin_shuffle(load<kLanes, T>(source + 1), order);
-        store<kLanes>(to + c * capacity_ + i, keeps * low + shares * high);
+        store<kLanes>(wide, keeps * low + shares * high);
       }
     }
   }

@@ -7,15 +7,15 @@
 
 namespace segops::SEGOPS_ISA {
 
-// Zeroed memory for the duration of a launch; data is null if there was none to be had.
+// Memory for the duration of a launch, zeroed unless told otherwise; data is null if there was none to be had.
 struct Memory {
   char* data = nullptr;
-  explicit Memory(int64_t bytes) {
+  explicit Memory(int64_t bytes, bool zeroed = true) {
     void* pointer = nullptr;
     const int64_t size = bytes > 0 ? (bytes + 63) / 64 * 64 : 64;
     if (posix_memalign(&pointer, 64, static_cast<size_t>(size)) != 0) return;
     data = static_cast<char*>(pointer);
-    __builtin_memset(data, 0, static_cast<size_t>(size));
+    if (zeroed) __builtin_memset(data, 0, static_cast<size_t>(size));
   }
   ~Memory() { free(data); }
   Memory(const Memory&) = delete;
