@@ -64,8 +64,8 @@ def traffic(
 ) -> Traffic:
     """Coarse logits and labels are to be read, and the coarse gradient to be written, once.
 
-    Blocks read the cells beyond their border too, and backward the labels there: the more, the smaller the blocks, which
-    these small images make of few rows. `read`: how often, forward and backward.
+    Blocks read the cells beyond their border too, and backward the labels there: the more, the smaller blocks are, and
+    those of small images have few rows. `read`: how often, by forward and backward.
     """
     height, width = size
     cells, pixels = height * width, height * width * ratio * ratio
