@@ -93,8 +93,8 @@ MUTANTS = (
         "coarse: last column takes a share",
         "wrong weight of the second tap",
         BACKWARD,
-        "(is_last ? A(1) : A(1) - column_weight[x])",
-        "(A(1) - column_weight[x])",
+        "is_last = left + j == last_column",
+        "is_last = left + j > last_column",
         (3,),
     ),
     Mutant(
@@ -109,8 +109,8 @@ MUTANTS = (
         "coarse: window's pitch too small",
         PAST,
         SHARED,
-        "((cells + of_word - 1) / of_word | 1) * of_word",
-        "(cells - 1)",
+        "/ of_word | 1) * of_word",
+        "/ of_word | 1) * of_word - 2",
         (3, 4),
     ),
     Mutant(
@@ -118,7 +118,7 @@ MUTANTS = (
         PAST,
         SHARED,
         "low < last ? low + 1 : last",
-        "low + 1",
+        "low <= last ? low + 1 : last",
         (3, 4),
     ),
     Mutant(
