@@ -9,8 +9,9 @@
 namespace segops::cuda::dice_ce {
 namespace {
 
+constexpr int kMostOwned = 4;
 template <class T>
-constexpr int kRows = sizeof(T) == 8 ? 2 : 4;
+constexpr int kRows = sizeof(T) == 8 ? kMostOwned / 2 : kMostOwned;
 
 // By shape alone, and so are the sums.
 struct CoarsePlan {
@@ -32,7 +33,7 @@ struct CoarsePlan {
       down = static_cast<int>((height + r - 1) / r);
       across = static_cast<int>((width + c - 1) / c);
     };
-    constexpr int kShapes[][2] = {{32, 128}, {32, 64}, {16, 64}};
+    constexpr int kShapes[][2] = {{32, 128}, {32, 64}, {16, 64}, {8, 64}, {8, 32}};
     int64_t cells = 0;
     staged = false;
     for (const auto& shape : kShapes) {
@@ -44,7 +45,9 @@ struct CoarsePlan {
     }
     if (!staged) cut(kShapes[0][0], kShapes[0][1]);
     const int64_t of_warp = 3 * classes * 8;
-    warps = of_warp * 8 <= kMostSums ? 8 : of_warp * 4 <= kMostSums ? 4 : of_warp * 2 <= kMostSums ? 2 : 1;
+    // No more than have pixels to work on.
+    const int lanes = rows * columns / kMostOwned / device::kWarp;
+    for (warps = 8; warps > 1 && (warps * of_warp > kMostSums || warps > lanes);) warps /= 2;
     Parts parts;
     parts.take(warps * of_warp);
     window = parts.take(staged ? cells : 0);

@@ -9,7 +9,7 @@
 namespace segops::cuda::dice_ce {
 
 constexpr int kCoarseThreads = 256;
-constexpr int kMostWindow = 64 * 1024;
+constexpr int kMostWindow = 72 * 1024;
 
 // Neighbouring coarse cells.
 struct Cells {

@@ -15,35 +15,31 @@ struct GatherPlan {
   int down, across;               // blocks
   int slab, slabs;                // classes of a block
   int piece_rows, piece_columns;  // fine pixels
-  bool staged;
+  bool staged, one_piece;
   // Offsets into shared memory.
   int tables, most, inverse, u, q, weights, labels, row_low, row_weight, column_weight, firsts, sums, totals, window, bytes;
-  static constexpr int kMostSlab = 1024, kMostShared = 96 * 1024;
+  static constexpr int kMostSlab = 1024, kMostShared = 112 * 1024;
 
   int64_t blocks(int64_t batch) const { return batch * down * across * slabs; }
 
-  explicit GatherPlan(const DiceCeLossCoarseBackward& p) : rows(8), columns(32) {
+  explicit GatherPlan(const DiceCeLossCoarseBackward& p) {
     const int64_t classes = p.loss.in.classes;
     slab = static_cast<int>(classes < kMostSlab ? classes : kMostSlab);
     slabs = static_cast<int>((classes + slab - 1) / slab);
-    while (true) {
-      down = static_cast<int>((p.coarse.vertical.in + rows - 1) / rows);
-      across = static_cast<int>((p.coarse.horizontal.in + columns - 1) / columns);
-      const int64_t height = most_fine(p.coarse.vertical, rows), width = most_fine(p.coarse.horizontal, columns);
-      const int64_t room = classes > kMostSlab ? 256 : p.loss.in.logits_dtype == Dtype::float64 ? 1024 : 2048;
-      const bool one_cell = rows == 1 && columns == 1, one_piece = height * width <= room;
-      piece_columns = static_cast<int>(one_piece || width < 64 ? width : 64);
-      piece_rows = static_cast<int>(height < room / piece_columns ? height : room / piece_columns);
-      for (const bool copy : {true, false}) {
-        staged = copy;
-        share_out(p);
-        if ((one_piece || one_cell) && bytes <= kMostShared) return;
+    for (const bool copy : {true, false}) {
+      staged = copy;
+      rows = 8;
+      columns = 32;
+      while (!fits(p)) {
+        const bool one_cell = rows == 1 && columns == 1;
+        // A copy is not worth blocks of a few cells, whose border is larger than they are.
+        if (one_cell || (staged && one_piece && rows * columns <= 16)) break;
+        if (columns > 4 * rows || rows == 1)
+          columns /= 2;
+        else
+          rows /= 2;
       }
-      if (one_cell) return;
-      if (columns > 4 * rows || rows == 1)
-        columns /= 2;
-      else
-        rows /= 2;
+      if (bytes <= kMostShared) return;
     }
   }
 
@@ -56,6 +52,19 @@ struct GatherPlan {
       most = fine > most ? fine : most;
     }
     return most;
+  }
+
+  // Cuts blocks of so many cells; whether they can be.
+  bool fits(const DiceCeLossCoarseBackward& p) {
+    const int64_t height = most_fine(p.coarse.vertical, rows), width = most_fine(p.coarse.horizontal, columns);
+    const int64_t room = p.loss.in.classes > kMostSlab ? 256 : p.loss.in.logits_dtype == Dtype::float64 ? 1024 : 2048;
+    one_piece = height * width <= room;
+    piece_columns = static_cast<int>(one_piece || width < 64 ? width : 64);
+    piece_rows = static_cast<int>(height < room / piece_columns ? height : room / piece_columns);
+    down = static_cast<int>((p.coarse.vertical.in + rows - 1) / rows);
+    across = static_cast<int>((p.coarse.horizontal.in + columns - 1) / columns);
+    share_out(p);
+    return bytes <= kMostShared && (one_piece || (rows == 1 && columns == 1));
   }
 
   void share_out(const DiceCeLossCoarseBackward& p) {

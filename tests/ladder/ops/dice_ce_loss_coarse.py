@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from tests.ladder.operator import Operator, case
+from tests.ladder.operator import OF_DOUBLE, OF_FLOAT, Bytes, Limit, Moves, Operator, Traffic, case
+from tests.ladder.ops import dice_ce_loss_coarse_mutants as mutants
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LAYOUTS = ("planar", "channels_last")
@@ -54,14 +55,58 @@ BEYOND = [
     case(c=2, h=2, w=2, H=90, W=101, align=1, squared=1, dtype="float64"),
 ]
 
+ELEMENT = {"float32": 4, "bfloat16": 2}
+LABEL = 8
+
+
+def traffic(
+    dtype: str, classes: int, layout: str, size: tuple[int, int], ratio: int, read: tuple[float, float]
+) -> Traffic:
+    """Coarse logits and labels are to be read, and the coarse gradient to be written, once.
+
+    Blocks read the cells beyond their border too, and backward the labels there: the more, the smaller blocks are, and
+    those of small images have few rows. `read`: how often, by forward and backward.
+    """
+    height, width = size
+    cells, pixels = height * width, height * width * ratio * ratio
+    logits, labels = classes * cells * ELEMENT[dtype], LABEL * pixels
+    sums = Bytes(0, beside=0.1 * (logits + labels))
+    return Traffic(
+        f"{dtype}, {classes} classes, {layout}, x{ratio}",
+        case(dtype=dtype, c=classes, h=height, w=width, H=height * ratio, W=width * ratio, layout=layout),
+        {
+            "dice_ce_loss_coarse_forward": Moves(Bytes(logits + labels, read[0]), sums, 0.1),
+            "dice_ce_loss_combine": Moves(sums, sums),
+            # Sums along a row are strided by the ratio.
+            "dice_ce_loss_coarse_backward": Moves(Bytes(logits + labels, read[1]), Bytes(logits), 0.35),
+        },
+    )
+
+
+TRAFFIC = [
+    *(traffic(dtype, 19, layout, (32, 64), 4, (1.75, 2.25)) for dtype, layout in itertools.product(ELEMENT, LAYOUTS)),
+    traffic("float32", 3, "planar", (64, 128), 2, (1.4, 1.6)),
+    # What a block holds is 4 by 16 cells.
+    traffic("float32", 150, "planar", (32, 32), 2, (2.5, 3.5)),
+]
+
+_HALF_OR_SINGLE = "(?:float|bfloat16|float16)"
+
+#: A multiprocessor has 8 warps of forward, whose lanes have 4 pixels in flight, and 16 of backward.
+LIMITS = (
+    Limit(rf"dice_ce_loss_coarse_forward<{_HALF_OR_SINGLE}, .*>", 232, calls=OF_FLOAT),
+    Limit(rf"dice_ce_loss_coarse_backward<{_HALF_OR_SINGLE}, .*>", 128, calls=OF_FLOAT),
+    Limit(r"dice_ce_loss_coarse_(?:forward|backward)<double, .*>", 255, calls=OF_DOUBLE),
+)
+
 OPERATOR = Operator(
     name="dice_ce_loss_coarse",
     cpu=("dice_ce_loss.cpp",),
     cuda=("dice_ce_loss_coarse.cu", "dice_ce_loss_coarse_backward.cu", "dice_ce_loss_combine.cu"),
     cases={"options": every_option(), "nothing": [case(n=0, map=1, confusion=1)]},
     large={"beyond shared memory": BEYOND},
-    traffic=[],
-    mutants=[],
-    mutant_cases=[],
-    limits=[],
+    traffic=TRAFFIC,
+    mutants=mutants.MUTANTS,
+    mutant_cases=mutants.CASES,
+    limits=LIMITS,
 )
