@@ -1,6 +1,6 @@
 // CPU kernels of upsample_bilinear. Planar, the two coarse rows about an output row are interpolated horizontally into the
-// first-level cache, where the output rows between them are blended from. Channels last, it is vertical first: a pixel of
-// the blended row is a row of channels.
+// first-level cache, where the output rows between them are blended from. Channels last, vectors of channels go along an
+// output row, and what lies to their left and right is interpolated vertically in registers.
 #include "isa.h"
 #include "upsample_bilinear_backward.h"
 #include "upsample_bilinear_rows.h"
@@ -8,14 +8,36 @@
 namespace segops::SEGOPS_ISA {
 namespace {
 
-// Whether memory is warm and larger than a last-level cache, and what is written at a time begins at cache lines.
-bool worth_streaming(const Planes& to, bool warm, int64_t element) {
+// How an output is written past the caches: as it is computed, or a run of pixels at a time, whose channels are no whole
+// lines.
+enum class Streaming { none, direct, staged };
+constexpr int64_t kStagedPixels = 64;
+
+// Only where memory is warm and larger than a last-level cache, and rows (or pixels) begin at cache lines.
+Streaming streaming_of(const Planes& to, bool warm, int64_t element) {
   constexpr int64_t kLastLevelCache = 32 << 20;
   const auto whole = [&](int64_t stride) { return stride * element % kLine == 0; };
-  if (!warm || to.batch * to.channels * to.height * to.width * element < kLastLevelCache) return false;
-  if (reinterpret_cast<uintptr_t>(to.data) % kLine != 0 || !whole(to.stride_n) || !whole(to.stride_h)) return false;
-  if (to.stride_w == 1) return whole(to.stride_c) && whole(to.width);
-  return to.stride_c == 1 && whole(to.stride_w) && whole(to.channels);
+  if (!warm || to.batch * to.channels * to.height * to.width * element < kLastLevelCache) return Streaming::none;
+  if (reinterpret_cast<uintptr_t>(to.data) % kLine != 0 || !whole(to.stride_n) || !whole(to.stride_h))
+    return Streaming::none;
+  if (to.stride_w == 1) return whole(to.stride_c) && whole(to.width) ? Streaming::direct : Streaming::none;
+  if (to.stride_c != 1) return Streaming::none;
+  if (whole(to.stride_w) && whole(to.channels)) return Streaming::direct;
+  return to.stride_w == to.channels && whole(to.width * to.channels) ? Streaming::staged : Streaming::none;
+}
+
+// Elements side by side, as bits.
+template <class T>
+SEGOPS_INLINE void copy_run(T* to, const T* from, int64_t n, bool stream) {
+  constexpr int kFloats = kNativeLanes<float>;
+  const int64_t bytes = n * static_cast<int64_t>(sizeof(T));
+  if (!stream) {
+    __builtin_memcpy(to, from, static_cast<size_t>(bytes));
+    return;
+  }
+  float* const words = reinterpret_cast<float*>(to);
+  for (int64_t i = 0; i < bytes / 4; i += kFloats)
+    store_streaming<kFloats, float, float>(words + i, load<kFloats, float>(reinterpret_cast<const float*>(from) + i));
 }
 
 // Horizontal interpolation of one coarse row, with room for a vector past its end, to all outputs (and up to the padding).
@@ -48,16 +70,17 @@ template <class T>
 struct Forward {
   using A = typename AccumulatorOf<T>::type;
   static constexpr int64_t kPad = 4 * kTapsPad;
+  static constexpr int64_t kAhead = 4;  // rows
 
   const UpsampleBilinear& p;
   const Taps<A>&vertical, &horizontal;
-  bool stream;
+  Streaming streaming;
 
   // A row's end is repeated, so that low + 1 is always there.
   static int64_t coarse_elements(const UpsampleBilinear& p) { return padded(p.input.width) + kPad; }
   static int64_t fine_elements(const UpsampleBilinear& p) { return padded(p.output.width); }
   static int64_t scratch_elements(const UpsampleBilinear& p, bool across) {
-    return across ? padded(p.input.width * p.input.channels) : coarse_elements(p) + 3 * fine_elements(p);
+    return across ? padded(kStagedPixels * p.output.channels) : coarse_elements(p) + 3 * fine_elements(p);
   }
 
   void planar(int64_t plane, int64_t first, int64_t end, A* scratch) const {
@@ -70,6 +93,9 @@ struct Forward {
     const bool up = p.horizontal.step <= 1;
     const int64_t last = p.input.height - 1, width = p.output.width;
     const auto expand = [&](int64_t row, A* into) {
+      if (p.input.stride_w == 1)
+        for (int64_t at = 0; at < p.input.width * static_cast<int64_t>(sizeof(T)); at += kLine)
+          __builtin_prefetch(reinterpret_cast<const char*>(from + (row + kAhead) * p.input.stride_h) + at);
       load_row<A, T>(coarse, from + row * p.input.stride_h, p.input.stride_w, p.input.width);
       coarse[p.input.width] = coarse[p.input.width - 1];
       expand_row<A>(into, coarse, horizontal, up);
@@ -89,7 +115,7 @@ struct Forward {
         held = low;
       }
       T* const row = to + y * p.output.stride_h;
-      if (stream) {
+      if (streaming == Streaming::direct) {
         blend_rows<true, T, A>(row, top, bottom, vertical.weight[y], width);
       } else if (p.output.stride_w == 1) {
         blend_rows<false, T, A>(row, top, bottom, vertical.weight[y], width);
@@ -100,26 +126,80 @@ struct Forward {
     }
   }
 
-  template <bool kStream>
-  void across(int64_t image, int64_t first, int64_t end, A* blended) const {
+  // A row of pixels of kVectors vectors of channels, which begin at `at`: going right, the coarse columns are interpolated
+  // vertically, each once.
+  template <bool kStream, int kLanes, int kVectors>
+  void pixels(T* to, int64_t stride, const T* top, const T* bottom, A weight, const int64_t (&at)[kVectors], int64_t begin,
+              int64_t end) const {
+    using V = Vec<A, kLanes>;
+    V left[kVectors] = {}, right[kVectors] = {};
+    const int64_t last = p.input.width - 1, coarse_stride = p.input.stride_w;
+    const A rest = A(1) - weight;
+    const auto column = [&](int64_t x, V(&into)[kVectors]) {
+      const T *upper = top + x * coarse_stride, *lower = bottom + x * coarse_stride;
+      for (int k = 0; k < kVectors; ++k)
+        into[k] = rest * load<kLanes, A>(upper + at[k]) + weight * load<kLanes, A>(lower + at[k]);
+    };
+    int64_t held = -2;
+    for (int64_t x = begin; x < end; ++x, to += stride) {
+      const int64_t low = horizontal.low[x];
+      if (low != held) {
+        if (low == held + 1)
+          for (int k = 0; k < kVectors; ++k) left[k] = right[k];
+        else
+          column(low, left);
+        column(low < last ? low + 1 : last, right);
+        held = low;
+      }
+      const A share = horizontal.weight[x];
+      for (int k = 0; k < kVectors; ++k) {
+        const V value = (A(1) - share) * left[k] + share * right[k];
+        if constexpr (kStream)
+          store_streaming<kLanes, T, A>(to + at[k], value);
+        else
+          store<kLanes>(to + at[k], value);
+      }
+    }
+  }
+
+  // All channels of a row of pixels, in tiles of up to four vectors; the last vector overlaps the one before.
+  template <bool kStream, int kLanes>
+  void all_channels(T* to, int64_t stride, const T* top, const T* bottom, A weight, int64_t begin, int64_t end) const {
+    const int64_t channels = p.input.channels;
+    if constexpr (kLanes > 1)
+      if (channels < kLanes) return all_channels<kStream, kLanes / 2>(to, stride, top, bottom, weight, begin, end);
+    const auto tile = [&](auto vectors, int64_t c) {
+      constexpr int kVectors = decltype(vectors)::value;
+      int64_t at[kVectors];
+      for (int k = 0; k < kVectors; ++k) at[k] = c + k * kLanes < channels - kLanes ? c + k * kLanes : channels - kLanes;
+      pixels<kStream, kLanes, kVectors>(to, stride, top, bottom, weight, at, begin, end);
+    };
+    int64_t c = 0;
+    for (; channels - c > 3 * kLanes; c += 4 * kLanes) tile(Lanes<4>{}, c);
+    for (; channels - c > kLanes; c += 2 * kLanes) tile(Lanes<2>{}, c);
+    if (c < channels) tile(Lanes<1>{}, c);
+  }
+
+  void across(int64_t image, int64_t first, int64_t end, T* staged) const {
+    constexpr int kNative = kNativeLanes<A>;
     const T* from = static_cast<const T*>(p.input.data) + image * p.input.stride_n;
     T* const to = static_cast<T*>(p.output.data) + image * p.output.stride_n;
-    const int64_t channels = p.input.channels, last = p.input.height - 1, last_column = p.input.width - 1;
+    const int64_t last = p.input.height - 1, width = p.output.width, stride = p.output.stride_w;
     for (int64_t y = first; y < end; ++y) {
       const int64_t low = vertical.low[y], high = low < last ? low + 1 : last;
       const T *top = from + low * p.input.stride_h, *bottom = from + high * p.input.stride_h;
       const A weight = vertical.weight[y];
-      if (p.input.stride_w == channels)
-        blend_rows<false, A, T>(blended, top, bottom, weight, p.input.width * channels);
-      else
-        for (int64_t x = 0; x < p.input.width; ++x)
-          blend_rows<false, A, T>(blended + x * channels, top + x * p.input.stride_w, bottom + x * p.input.stride_w, weight,
-                                  channels);
       T* const row = to + y * p.output.stride_h;
-      for (int64_t x = 0; x < p.output.width; ++x) {
-        const int64_t left = horizontal.low[x], right = left < last_column ? left + 1 : left;
-        blend_rows<kStream, T, A>(row + x * p.output.stride_w, blended + left * channels, blended + right * channels,
-                                  horizontal.weight[x], channels);
+      if (streaming == Streaming::none) {
+        all_channels<false, kNative>(row, stride, top, bottom, weight, 0, width);
+      } else if (streaming == Streaming::direct) {
+        all_channels<true, kNative>(row, stride, top, bottom, weight, 0, width);
+      } else {
+        for (int64_t x = 0; x < width; x += kStagedPixels) {
+          const int64_t count = width - x < kStagedPixels ? width - x : kStagedPixels;
+          all_channels<false, kNative>(staged, stride, top, bottom, weight, x, x + count);
+          copy_run(row + x * stride, staged, count * stride, true);
+        }
       }
     }
   }
@@ -133,39 +213,24 @@ Status run_forward(const UpsampleBilinear& p, const Parallel& parallel) {
   const int64_t elements = padded(Forward<T>::scratch_elements(p, across));
   Memory scratch(parallel.workers * elements * static_cast<int64_t>(sizeof(A)));
   if (!vertical.ok() || !horizontal.ok() || !scratch.data) return Status::out_of_memory;
-  const Forward<T> forward{p, vertical, horizontal, worth_streaming(p.output, p.warm, sizeof(T))};
+  const Forward<T> forward{p, vertical, horizontal, streaming_of(p.output, p.warm, sizeof(T))};
   A* const memory = reinterpret_cast<A*>(scratch.data);
   const Planes& to = p.output;
   const RowItems items(across ? to.batch : to.batch * to.channels, to.height, across ? to.width * to.channels : to.width);
   items.run(parallel, [&](int64_t image, int64_t first, int64_t end, int32_t worker) {
     A* const own = memory + worker * elements;
-    if (!across)
-      forward.planar(image, first, end, own);
-    else if (forward.stream)
-      forward.template across<true>(image, first, end, own);
+    if (across)
+      forward.across(image, first, end, reinterpret_cast<T*>(own));
     else
-      forward.template across<false>(image, first, end, own);
+      forward.planar(image, first, end, own);
   });
   return Status::ok;
 }
 
-// Elements side by side, as bits.
-template <class T>
-SEGOPS_INLINE void copy_run(T* to, const T* from, int64_t n, bool stream) {
-  constexpr int kFloats = kNativeLanes<float>;
-  const int64_t bytes = n * static_cast<int64_t>(sizeof(T));
-  if (!stream) {
-    __builtin_memcpy(to, from, static_cast<size_t>(bytes));
-    return;
-  }
-  float* const words = reinterpret_cast<float*>(to);
-  for (int64_t i = 0; i < bytes / 4; i += kFloats)
-    store_streaming<kFloats, float, float>(words + i, load<kFloats, float>(reinterpret_cast<const float*>(from) + i));
-}
-
 template <class T>
 Status run_copy(const ConstPlanes& from, const Planes& to, bool warm, const Parallel& parallel) {
-  const bool across = across_channels(from) && across_channels(to), stream = worth_streaming(to, warm, sizeof(T));
+  const bool across = across_channels(from) && across_channels(to),
+             stream = streaming_of(to, warm, sizeof(T)) == Streaming::direct;
   const int64_t channels = to.channels, width = to.width;
   const RowItems items(across ? to.batch : to.batch * channels, to.height, across ? width * channels : width);
   items.run(parallel, [&](int64_t image, int64_t first, int64_t end, int32_t) {

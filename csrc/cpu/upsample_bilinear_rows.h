@@ -100,6 +100,20 @@ SEGOPS_INLINE void store_row(T* to, int64_t stride, const A* from, int64_t n) {
   for (int64_t i = 0; i < n; ++i) store<1>(to + i * stride, load<1, A>(from + i));
 }
 
+// How many rows ahead memory is asked for: at least so many, and kBytes.
+template <class T>
+int64_t rows_ahead(int64_t least, int64_t stride) {
+  constexpr int64_t kBytes = 8192;
+  const int64_t bytes = (stride > 0 ? stride : 1) * static_cast<int64_t>(sizeof(T)), rows = (kBytes + bytes - 1) / bytes;
+  return rows > least ? rows : least;
+}
+
+template <int64_t kElements, class T>
+SEGOPS_INLINE void prefetch(const T* p) {
+  for (int64_t at = 0; at < kElements * static_cast<int64_t>(sizeof(T)); at += kLine)
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + at);
+}
+
 // The rows of all images (or planes), one image after the other, in items of about the same size.
 struct RowItems {
   int64_t images, height, rows, items;
