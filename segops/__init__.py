@@ -4,6 +4,7 @@ from segops import backends, nn, ops
 from segops.config import show_config
 from segops.errors import check_errors, take_bad_data_count
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
+from segops.ops.upsample_argmax import upsample_argmax
 from segops.ops.upsample_bilinear import upsample_bilinear2d, upsample_cat
 from segops.ops.upsample_nearest import bed_of_nails2d, upsample_nearest2d
 
@@ -19,6 +20,7 @@ __all__ = [
     "ops",
     "show_config",
     "take_bad_data_count",
+    "upsample_argmax",
     "upsample_bilinear2d",
     "upsample_cat",
     "upsample_nearest2d",

@@ -40,44 +40,81 @@ SEGOPS_INLINE void copy_run(T* to, const T* from, int64_t n, bool stream) {
     store_streaming<kFloats, float, float>(words + i, load<kFloats, float>(reinterpret_cast<const float*>(from) + i));
 }
 
-// Horizontal interpolation of one coarse row, with room for a vector past its end, to all outputs (and up to the padding).
+// Horizontal interpolation of one coarse row to all outputs, and up to the padding.
 template <class A>
-void expand_row(A* to, const A* coarse, const Taps<A>& taps, bool up) {
-  constexpr int kLanes = kNativeLanes<A>;
+struct Expand {
+  static constexpr int kLanes = kNativeLanes<A>;
+  static constexpr int64_t kRoom = 2 * kLanes;  // elements that may be read past a row's end
+
+  const Taps<A>& taps;
+  int64_t sources;  // vectors of inputs among which those of a vector of outputs lie: 1 or 2, or 0 for any number
+  int64_t direct;   // outputs whose vectors lie within the row, to be read where it is
+
+  Expand(const Taps<A>& t, double step) : taps(t), sources(0), direct(0) {
 #if SEGOPS_VECTOR_BYTES == 64
-  if (up) {
-    // The inputs of a vector of outputs lie within two vectors.
+    if (step > 1) return;
+    sources = step * kLanes <= kLanes - 2 ? 1 : 2;
+    while (direct + kLanes <= taps.out && taps.low[direct] + sources * kLanes <= taps.in) direct += kLanes;
+#else
+    (void)step;
+#endif
+  }
+
+  // coarse: where the row would begin; the last input is there twice.
+  template <int kSources, class From>
+  void vectors(A* to, const From* coarse, int64_t begin, int64_t end) const {
     using B = Vec<BitsOf<A>, kLanes>;
-    for (int64_t x = 0; x < taps.out; x += kLanes) {
+    using V = Vec<A, kLanes>;
+    for (int64_t x = begin; x < end; x += kLanes) {
       const int32_t first = taps.low[x];
       const B low = __builtin_convertvector(load<kLanes, int32_t>(taps.low + x) - first, B);
-      const auto left = load<kLanes, A>(coarse + first), right = load<kLanes, A>(coarse + first + kLanes);
-      const auto weight = load<kLanes, A>(taps.weight + x);
-      store<kLanes>(to + x, Vec<A, kLanes>((A(1) - weight) * __builtin_shuffle(left, right, low) +
-                                           weight * __builtin_shuffle(left, right, low + 1)));
+      const V weight = load<kLanes, A>(taps.weight + x), near = load<kLanes, A>(coarse + first);
+      V left, right;
+      if constexpr (kSources == 1) {
+        left = __builtin_shuffle(near, low);
+        right = __builtin_shuffle(near, low + 1);
+      } else {
+        const V far = load<kLanes, A>(coarse + first + kLanes);
+        left = __builtin_shuffle(near, far, low);
+        right = __builtin_shuffle(near, far, low + 1);
+      }
+      store<kLanes>(to + x, V((A(1) - weight) * left + weight * right));
     }
-    return;
   }
-#endif
-  (void)up, (void)kLanes;
-  for (int64_t x = 0; x < taps.out; ++x) {
-    const A* at = coarse + taps.low[x];
-    to[x] = (A(1) - taps.weight[x]) * at[0] + taps.weight[x] * at[1];
+
+  template <class From>
+  void part(A* to, const From* coarse, int64_t begin, int64_t end) const {
+    if (sources == 1) return vectors<1>(to, coarse, begin, end);
+    if (sources == 2) return vectors<2>(to, coarse, begin, end);
+    for (int64_t x = begin; x < end; ++x) {
+      const A low = load<1, A>(coarse + taps.low[x])[0], high = load<1, A>(coarse + taps.low[x] + 1)[0];
+      to[x] = (A(1) - taps.weight[x]) * low + taps.weight[x] * high;
+    }
   }
-}
+
+  // staged: memory for a row and kRoom more.
+  template <class T>
+  void run(A* to, const T* row, int64_t stride, A* staged) const {
+    const int64_t in_place = stride == 1 ? direct : 0;
+    part(to, row, 0, in_place);
+    if (in_place == taps.out) return;
+    const int64_t first = taps.low[in_place], rest = taps.in - first;
+    load_row<A, T>(staged, row + first * stride, stride, rest);
+    staged[rest] = staged[rest - 1];
+    part(to, static_cast<const A*>(staged) - first, in_place, taps.out);
+  }
+};
 
 template <class T>
 struct Forward {
   using A = typename AccumulatorOf<T>::type;
-  static constexpr int64_t kPad = 4 * kTapsPad;
-  static constexpr int64_t kAhead = 4;  // rows
 
   const UpsampleBilinear& p;
   const Taps<A>&vertical, &horizontal;
+  const Expand<A>& columns;
   Streaming streaming;
 
-  // A row's end is repeated, so that low + 1 is always there.
-  static int64_t coarse_elements(const UpsampleBilinear& p) { return padded(p.input.width) + kPad; }
+  static int64_t coarse_elements(const UpsampleBilinear& p) { return padded(p.input.width + Expand<A>::kRoom); }
   static int64_t fine_elements(const UpsampleBilinear& p) { return padded(p.output.width); }
   static int64_t scratch_elements(const UpsampleBilinear& p, bool across) {
     return across ? padded(kStagedPixels * p.output.channels) : coarse_elements(p) + 3 * fine_elements(p);
@@ -90,15 +127,13 @@ struct Forward {
     A* top = coarse + coarse_elements(p);
     A* bottom = top + fine_elements(p);
     A* const blended = bottom + fine_elements(p);
-    const bool up = p.horizontal.step <= 1;
     const int64_t last = p.input.height - 1, width = p.output.width;
-    const auto expand = [&](int64_t row, A* into) {
+    const int64_t ahead = rows_ahead<T>(1, p.input.stride_h) * p.input.stride_h;
+    const auto expand = [&](int64_t at, A* into) {
+      const T* const row = from + at * p.input.stride_h;
       if (p.input.stride_w == 1)
-        for (int64_t at = 0; at < p.input.width * static_cast<int64_t>(sizeof(T)); at += kLine)
-          __builtin_prefetch(reinterpret_cast<const char*>(from + (row + kAhead) * p.input.stride_h) + at);
-      load_row<A, T>(coarse, from + row * p.input.stride_h, p.input.stride_w, p.input.width);
-      coarse[p.input.width] = coarse[p.input.width - 1];
-      expand_row<A>(into, coarse, horizontal, up);
+        for (int64_t x = 0; x < p.input.width; x += kLine / static_cast<int64_t>(sizeof(T))) prefetch<1>(row + ahead + x);
+      columns.run(into, row, p.input.stride_w, coarse);
     };
     int64_t held = -2;
     for (int64_t y = first; y < end; ++y) {
@@ -213,7 +248,8 @@ Status run_forward(const UpsampleBilinear& p, const Parallel& parallel) {
   const int64_t elements = padded(Forward<T>::scratch_elements(p, across));
   Memory scratch(parallel.workers * elements * static_cast<int64_t>(sizeof(A)));
   if (!vertical.ok() || !horizontal.ok() || !scratch.data) return Status::out_of_memory;
-  const Forward<T> forward{p, vertical, horizontal, streaming_of(p.output, p.warm, sizeof(T))};
+  const Expand<A> columns(horizontal, p.horizontal.step);
+  const Forward<T> forward{p, vertical, horizontal, columns, streaming_of(p.output, p.warm, sizeof(T))};
   A* const memory = reinterpret_cast<A*>(scratch.data);
   const Planes& to = p.output;
   const RowItems items(across ? to.batch : to.batch * to.channels, to.height, across ? to.width * to.channels : to.width);

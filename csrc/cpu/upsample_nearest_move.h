@@ -1,7 +1,7 @@
 // Images of which each element is one of another image, or zero. Compiled into every ISA namespace.
 //
-// A row is made of vectors, each a permutation of one or two vectors of the source row: that serves doubling, any other scale,
-// and zeros between. Pixels that fill a vector (channels last) are copied one by one instead.
+// A row is made of vectors, each a permutation of one or two vectors of the source row: that serves doubling, any other
+// scale, and zeros between. Pixels that fill a vector (channels last) are copied one by one instead.
 #pragma once
 #include "segops/planes.h"
 #include "vec.h"
@@ -81,7 +81,6 @@ class RowMap {
   }
 
   bool valid() const { return memory_.data != nullptr; }
-  int64_t extent() const { return out_; }
   // Whether vectors begin at multiples of their size in an aligned row.
   bool is_whole() const { return kind_ != kSingly && out_ % lanes_ == 0; }
 
@@ -94,13 +93,14 @@ class RowMap {
     for (int64_t i = 0; i < out_; i += kLeast) put<U, kLeast>(out + i, Vec<U, kLeast>{}, true);
   }
 
-  void make(const U* in, U* out, bool streaming) const {
+  // `rows` equal rows, `stride` apart.
+  void make(const U* in, U* out, int64_t stride, int64_t rows, bool streaming) const {
     constexpr int kNative = kNativeLanes<U>, kLeast = 16 / sizeof(U);
-    if (kind_ == kSingly) return make_singly(in, out);
-    if (lanes_ == kNative) return make<kNative>(in, out, streaming);
+    if (kind_ == kSingly) return make_singly(in, out, stride, rows);
+    if (lanes_ == kNative) return make<kNative>(in, out, stride, rows, streaming);
     if constexpr (kNative / 2 > kLeast)
-      if (lanes_ == kNative / 2) return make<kNative / 2>(in, out, streaming);
-    make<kLeast>(in, out, streaming);
+      if (lanes_ == kNative / 2) return make<kNative / 2>(in, out, stride, rows, streaming);
+    make<kLeast>(in, out, stride, rows, streaming);
   }
 
  private:
@@ -147,16 +147,16 @@ class RowMap {
   }
 
   template <int kLanes>
-  void make(const U* in, U* out, bool streaming) const {
+  void make(const U* in, U* out, int64_t stride, int64_t rows, bool streaming) const {
     switch (kind_) {
-      case kOne: return make<kLanes, kOne>(in, out, streaming);
-      case kTwo: return make<kLanes, kTwo>(in, out, streaming);
-      default: return make<kLanes, kOneOrZero>(in, out, streaming);
+      case kOne: return make<kLanes, kOne>(in, out, stride, rows, streaming);
+      case kTwo: return make<kLanes, kTwo>(in, out, stride, rows, streaming);
+      default: return make<kLanes, kOneOrZero>(in, out, stride, rows, streaming);
     }
   }
 
   template <int kLanes, Kind kKind>
-  void make(const U* in, U* out, bool streaming) const {
+  void make(const U* in, U* out, int64_t stride, int64_t rows, bool streaming) const {
     using V = Vec<U, kLanes>;
     const int64_t count = vectors();
     for (int64_t v = 0; v < count; ++v) {
@@ -169,14 +169,16 @@ class RowMap {
         made = permute<U, kLanes>(low, load<kLanes, U>(from + kLanes), index);
       else
         made = permute<U, kLanes>(low, V{}, index);
-      put<U, kLanes>(out + vector_begin(v, kLanes, out_), made, streaming);
+      U* to = out + vector_begin(v, kLanes, out_);
+      for (int64_t r = 0; r < rows; ++r, to += stride) put<U, kLanes>(to, made, streaming);
     }
   }
 
-  void make_singly(const U* in, U* out) const {
+  void make_singly(const U* in, U* out, int64_t stride, int64_t rows) const {
     for (int64_t x = 0; x * channels_ < out_; ++x)
       for (int64_t c = 0; c < channels_; ++c)
         out[x * channels_ + c] = columns_[x] < 0 ? U(0) : in[columns_[x] * channels_ + c];
+    for (int64_t r = 1; r < rows; ++r) __builtin_memcpy(out + r * stride, out, static_cast<size_t>(out_) * sizeof(U));
   }
 
   const int32_t* columns_;
@@ -206,7 +208,8 @@ SEGOPS_INLINE void copy_pixel(const U* from, U* to, int64_t count, bool streamin
   for (int64_t c = 0; c < count; ++c) to[c] = from ? from[c] : U(0);
 }
 
-// Calls row(source plane, output plane, output row) for every row of every plane (of every image, if rows are of pixels).
+// Calls row(source, first output row, how many) for all rows with one source, or none, in every plane (in every image, if
+// rows are of pixels).
 template <class U, class Row>
 void for_each_row(const Move& m, bool of_pixels, const Parallel& parallel, const Row& row) {
   const int64_t planes = of_pixels ? 1 : m.output.channels, height = m.output.height;
@@ -220,19 +223,23 @@ void for_each_row(const Move& m, bool of_pixels, const Parallel& parallel, const
       const int64_t last = first + end - i < height ? first + end - i : height;
       const U* const from = static_cast<const U*>(m.input.data) + n * m.input.stride_n + c * m.input.stride_c;
       U* const to = static_cast<U*>(m.output.data) + n * m.output.stride_n + c * m.output.stride_c;
-      for (int64_t y = first; y < last; ++y) row(from, to, y, y == first);
+      for (int64_t y = first, next; y < last; y = next) {
+        for (next = y + 1; next < last && m.rows[next] == m.rows[y]; ++next);
+        row(m.rows[y] < 0 ? nullptr : from + m.rows[y] * m.input.stride_h, to + y * m.output.stride_h, next - y);
+      }
       i += last - first;
     }
     streaming_done();
   });
 }
 
-// Whether the output's memory is warm and larger than a last-level cache, and its rows begin at cache lines.
+// Whether the output's memory is warm and far larger than a last-level cache (of a smaller one, some is still there when it
+// is read), and its rows begin at cache lines.
 inline bool worth_streaming(const Move& m, int64_t element, bool of_pixels) {
   constexpr int64_t kLastLevelCache = 32 << 20, kLine = 64;
   const Planes& o = m.output;
   const auto whole = [&](int64_t extent, int64_t stride) { return extent <= 1 || stride * element % kLine == 0; };
-  return m.warm && o.batch * o.channels * o.height * o.width * element > kLastLevelCache &&
+  return m.warm && o.batch * o.channels * o.height * o.width * element >= 2 * kLastLevelCache &&
          reinterpret_cast<uintptr_t>(o.data) % kLine == 0 && whole(o.batch, o.stride_n) && whole(o.height, o.stride_h) &&
          (of_pixels || whole(o.channels, o.stride_c));
 }
@@ -242,15 +249,15 @@ Status move_rows(const Move& m, bool of_pixels, const Parallel& parallel) {
   const RowMap<U> map(m, of_pixels ? m.output.channels : 1);
   if (!map.valid()) return Status::out_of_memory;
   const bool streaming = map.is_whole() && worth_streaming(m, sizeof(U), of_pixels);
-  const size_t bytes = static_cast<size_t>(map.extent()) * sizeof(U);
-  for_each_row<U>(m, of_pixels, parallel, [&](const U* from, U* to, int64_t y, bool first) {
-    U* const row = to + y * m.output.stride_h;
-    if (m.rows[y] < 0)
-      map.clear(row, streaming);
-    else if (!first && !streaming && m.rows[y] == m.rows[y - 1])
-      __builtin_memcpy(row, row - m.output.stride_h, bytes);
+  const int64_t stride = m.output.stride_h;
+  for_each_row<U>(m, of_pixels, parallel, [&](const U* from, U* to, int64_t rows) {
+    // Several rows at once are several streams: more of them than a processor combines would cost more than the work.
+    constexpr int64_t kStreams = 4;
+    if (!from)
+      for (int64_t r = 0; r < rows; ++r) map.clear(to + r * stride, streaming);
     else
-      map.make(from + m.rows[y] * m.input.stride_h, row, streaming);
+      for (int64_t r = 0; r < rows; r += kStreams)
+        map.make(from, to + r * stride, stride, rows - r < kStreams ? rows - r : kStreams, streaming);
   });
   return Status::ok;
 }
@@ -260,26 +267,23 @@ void move_pixels(const Move& m, const Parallel& parallel) {
   const Planes& o = m.output;
   const bool streaming = worth_streaming(m, sizeof(U), true) && o.stride_w * static_cast<int64_t>(sizeof(U)) % 64 == 0 &&
                          o.channels * static_cast<int64_t>(sizeof(U)) % 64 == 0;
-  for_each_row<U>(m, true, parallel, [&](const U* from, U* to, int64_t y, bool) {
-    U* const row = to + y * o.stride_h;
-    const U* const source = m.rows[y] < 0 ? nullptr : from + m.rows[y] * m.input.stride_h;
-    for (int64_t x = 0; x < o.width; ++x) {
-      const int32_t column = m.columns[x];
-      copy_pixel(source && column >= 0 ? source + column * m.input.stride_w : nullptr, row + x * o.stride_w, o.channels,
-                 streaming);
-    }
+  for_each_row<U>(m, true, parallel, [&](const U* from, U* to, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r, to += o.stride_h)
+      for (int64_t x = 0; x < o.width; ++x) {
+        const int32_t column = m.columns[x];
+        const U* const pixel = from && column >= 0 ? from + column * m.input.stride_w : nullptr;
+        copy_pixel(pixel, to + x * o.stride_w, o.channels, streaming);
+      }
   });
 }
 
 // Layouts that differ.
 template <class U>
 void move_singly(const Move& m, const Parallel& parallel) {
-  for_each_row<U>(m, false, parallel, [&](const U* from, U* to, int64_t y, bool) {
-    U* const row = to + y * m.output.stride_h;
-    for (int64_t x = 0; x < m.output.width; ++x) {
-      const bool zero = m.rows[y] < 0 || m.columns[x] < 0;
-      row[x * m.output.stride_w] = zero ? U(0) : from[m.rows[y] * m.input.stride_h + m.columns[x] * m.input.stride_w];
-    }
+  for_each_row<U>(m, false, parallel, [&](const U* from, U* to, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r, to += m.output.stride_h)
+      for (int64_t x = 0; x < m.output.width; ++x)
+        to[x * m.output.stride_w] = from && m.columns[x] >= 0 ? from[m.columns[x] * m.input.stride_w] : U(0);
   });
 }
 

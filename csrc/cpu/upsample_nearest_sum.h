@@ -1,8 +1,8 @@
 // Images of which each element is the sum of a rectangle of another image: the gradient of nearest upsampling. Compiled into
 // every ISA namespace.
 //
-// Every sum runs over its rectangle in row-major order. Neighbouring sums are lanes of a vector: the k-th addend of each is a
-// permutation of a window of two vectors of the fine row.
+// Every sum runs over its rectangle in row-major order. Neighbouring sums are lanes of a vector: the k-th addend of each is
+// a permutation of a window of two vectors of the fine row.
 #pragma once
 #include "upsample_nearest_move.h"
 
@@ -28,7 +28,8 @@ class RowSums {
         fine_(s.fine.width * channels),
         coarse_(s.coarse.width * channels),
         // At least kLeastLanes / 4 sums to a window of 2 vectors.
-        memory_(vectors(coarse_, kLeastLanes / 4) * static_cast<int64_t>(sizeof(Entry) + 2 * kNativeLanes<T> * sizeof(Bits)) +
+        memory_(vectors(coarse_, kLeastLanes / 4) *
+                    static_cast<int64_t>(sizeof(Entry) + 2 * kNativeLanes<T> * sizeof(Bits)) +
                 SEGOPS_VECTOR_BYTES) {
     if (!memory_.data) return;
     for (lanes_ = kNativeLanes<T>; lanes_ >= kLeastLanes; lanes_ /= 2)
@@ -39,14 +40,17 @@ class RowSums {
 
   bool valid() const { return memory_.data != nullptr; }
 
+  // Of the scratch that `make` needs.
+  int64_t scratch() const { return lanes_ == 0 ? 0 : vectors(coarse_, sums_) * lanes_; }
+
   // fine: the first of `rows` fine rows, `stride` apart.
-  void make(const In* fine, int64_t stride, int64_t rows, In* coarse) const {
+  void make(const In* fine, int64_t stride, int64_t rows, In* coarse, T* sums) const {
     constexpr int kNative = kNativeLanes<T>;
     if (lanes_ == 0) return make_singly(fine, stride, rows, coarse);
-    if (lanes_ == kNative) return make<kNative>(fine, stride, rows, coarse);
+    if (lanes_ == kNative) return make<kNative>(fine, stride, rows, coarse, sums);
     if constexpr (kNative / 2 > kLeastLanes)
-      if (lanes_ == kNative / 2) return make<kNative / 2>(fine, stride, rows, coarse);
-    make<kLeastLanes>(fine, stride, rows, coarse);
+      if (lanes_ == kNative / 2) return make<kNative / 2>(fine, stride, rows, coarse, sums);
+    make<kLeastLanes>(fine, stride, rows, coarse, sums);
   }
 
  private:
@@ -90,44 +94,53 @@ class RowSums {
   }
 
   template <int kLanes>
-  void make(const In* fine, int64_t stride, int64_t rows, In* coarse) const {
-    if (sums_ == kLanes && times_ == 2) return make<kLanes, kLanes, 2>(fine, stride, rows, coarse);
-    if (sums_ == kLanes) return make<kLanes, kLanes, 0>(fine, stride, rows, coarse);
-    if (sums_ == kLanes / 2 && times_ == 4) return make<kLanes, kLanes / 2, 4>(fine, stride, rows, coarse);
-    if (sums_ == kLanes / 2) return make<kLanes, kLanes / 2, 0>(fine, stride, rows, coarse);
+  void make(const In* fine, int64_t stride, int64_t rows, In* coarse, T* sums) const {
+    if (sums_ == kLanes && times_ == 2) return make<kLanes, kLanes, 2>(fine, stride, rows, coarse, sums);
+    if (sums_ == kLanes) return make<kLanes, kLanes, 0>(fine, stride, rows, coarse, sums);
+    if (sums_ == kLanes / 2 && times_ == 4) return make<kLanes, kLanes / 2, 4>(fine, stride, rows, coarse, sums);
+    if (sums_ == kLanes / 2) return make<kLanes, kLanes / 2, 0>(fine, stride, rows, coarse, sums);
     if constexpr (kLanes >= 4)
-      if (sums_ == kLanes / 4) return make<kLanes, kLanes / 4, 0>(fine, stride, rows, coarse);
+      if (sums_ == kLanes / 4) return make<kLanes, kLanes / 4, 0>(fine, stride, rows, coarse, sums);
     if constexpr (kLanes >= 8)
-      if (sums_ == kLanes / 8) return make<kLanes, kLanes / 8, 0>(fine, stride, rows, coarse);
-    if constexpr (kLanes >= 16) make<kLanes, kLanes / 16, 0>(fine, stride, rows, coarse);
+      if (sums_ == kLanes / 8) return make<kLanes, kLanes / 8, 0>(fine, stride, rows, coarse, sums);
+    if constexpr (kLanes >= 16) make<kLanes, kLanes / 16, 0>(fine, stride, rows, coarse, sums);
   }
 
   // kTimes: addends of every sum in a row, 0 if they differ.
   template <int kLanes, int kSums, int kTimes>
-  void make(const In* fine, int64_t stride, int64_t rows, In* coarse) const {
+  void make(const In* fine, int64_t stride, int64_t rows, In* coarse, T* sums) const {
     using V = Vec<T, kLanes>;
     using Index = Vec<Bits, kLanes>;
     const int64_t windows = vectors(coarse_, kSums);
-    for (int64_t v = 0; v < windows; ++v) {
-      const Entry entry = entries_[v];
-      const Index first = load<kLanes, Bits>(first_ + v * kLanes), count = load<kLanes, Bits>(count_ + v * kLanes);
-      const In* row = fine + entry.base;
-      V sum{};
-      for (int64_t r = 0; r < rows; ++r, row += stride) {
-        const V low = load<kLanes, T>(row), high = load<kLanes, T>(row + kLanes);
+    if (rows <= 0) {
+      __builtin_memset(static_cast<void*>(coarse), 0, static_cast<size_t>(coarse_) * sizeof(In));
+      return;
+    }
+    // A fine row at a time: memory is read from end to end, and the sums stay in the first-level cache.
+    for (int64_t r = 0; r < rows; ++r, fine += stride) {
+      for (int64_t v = 0; v < windows; ++v) {
+        const Entry entry = entries_[v];
+        const Index first = load<kLanes, Bits>(first_ + v * kLanes);
+        const V low = load<kLanes, T>(fine + entry.base), high = load<kLanes, T>(fine + entry.base + kLanes);
+        V sum = r == 0 ? V{} : load<kLanes, T>(sums + v * kLanes);
         if constexpr (kTimes > 0) {
           for (int k = 0; k < kTimes; ++k) sum += permute<T, kLanes>(low, high, first + static_cast<Bits>(k * channels_));
         } else {
+          const Index count = load<kLanes, Bits>(count_ + v * kLanes);
           Index at = first;
           for (int32_t k = 0; k < entry.most; ++k, at += static_cast<Bits>(channels_)) {
             const V addend = permute<T, kLanes>(low, high, at);
             sum += k < entry.least ? addend : count > static_cast<Bits>(k) ? addend : V{};
           }
         }
+        if (r < rows - 1) {
+          store<kLanes>(sums + v * kLanes, sum);
+        } else {
+          Vec<T, kSums> made;
+          __builtin_memcpy(&made, &sum, sizeof made);
+          store<kSums>(coarse + vector_begin(v, kSums, coarse_), made);
+        }
       }
-      Vec<T, kSums> made;
-      __builtin_memcpy(&made, &sum, sizeof made);
-      store<kSums>(coarse + vector_begin(v, kSums, coarse_), made);
     }
   }
 
@@ -149,7 +162,8 @@ class RowSums {
   int64_t lanes_ = 0, sums_ = 0, times_ = 0;
 };
 
-// Calls row(fine rows, how many, coarse row) for every coarse row of every plane (of every image, if rows are of pixels).
+// Calls row(fine rows, how many, coarse row, worker) for every coarse row of every plane (of every image, if rows are of
+// pixels).
 template <class In, class Row>
 void for_each_coarse_row(const Sum& s, bool of_pixels, const Parallel& parallel, const Row& row) {
   const ConstPlanes& fine = s.fine;
@@ -157,13 +171,13 @@ void for_each_coarse_row(const Sum& s, bool of_pixels, const Parallel& parallel,
   const int64_t planes = of_pixels ? 1 : coarse.channels, rows = coarse.batch * planes * coarse.height;
   const int64_t bytes = fine.batch * fine.channels * fine.height * fine.width * static_cast<int64_t>(sizeof(In));
   const int64_t row_bytes = bytes / rows + 1, rows_per_item = row_bytes < kItemBytes ? kItemBytes / row_bytes : 1;
-  for_each_item(parallel, (rows + rows_per_item - 1) / rows_per_item, false, [&](int64_t item, int32_t) {
+  for_each_item(parallel, (rows + rows_per_item - 1) / rows_per_item, false, [&](int64_t item, int32_t worker) {
     const int64_t begin = item * rows_per_item, end = begin + rows_per_item < rows ? begin + rows_per_item : rows;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / coarse.height / planes, c = i / coarse.height % planes, y = i % coarse.height;
       row(static_cast<const In*>(fine.data) + n * fine.stride_n + c * fine.stride_c + s.rows[y] * fine.stride_h,
           s.rows[y + 1] - s.rows[y],
-          static_cast<In*>(coarse.data) + n * coarse.stride_n + c * coarse.stride_c + y * coarse.stride_h);
+          static_cast<In*>(coarse.data) + n * coarse.stride_n + c * coarse.stride_c + y * coarse.stride_h, worker);
     }
   });
 }
@@ -171,9 +185,11 @@ void for_each_coarse_row(const Sum& s, bool of_pixels, const Parallel& parallel,
 template <class T, class In>
 Status sum_rows(const Sum& s, bool of_pixels, const Parallel& parallel) {
   const RowSums<T, In> sums(s, of_pixels ? s.coarse.channels : 1);
-  if (!sums.valid()) return Status::out_of_memory;
-  for_each_coarse_row<In>(s, of_pixels, parallel, [&](const In* fine, int64_t rows, In* coarse) {
-    sums.make(fine, s.fine.stride_h, rows, coarse);
+  const int64_t own = (sums.scratch() * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+  Memory scratch(parallel.workers * own);
+  if (!sums.valid() || !scratch.data) return Status::out_of_memory;
+  for_each_coarse_row<In>(s, of_pixels, parallel, [&](const In* fine, int64_t rows, In* coarse, int32_t worker) {
+    sums.make(fine, s.fine.stride_h, rows, coarse, reinterpret_cast<T*>(scratch.data + worker * own));
   });
   return Status::ok;
 }
@@ -194,7 +210,7 @@ template <class T, class In>
 void sum_pixels(const Sum& s, const Parallel& parallel) {
   constexpr int kNative = kNativeLanes<T>, kLeast = 16 / sizeof(T), kVectors = 4;
   const int64_t channels = s.coarse.channels;
-  for_each_coarse_row<In>(s, true, parallel, [&](const In* fine, int64_t rows, In* coarse) {
+  for_each_coarse_row<In>(s, true, parallel, [&](const In* fine, int64_t rows, In* coarse, int32_t) {
     for (int64_t x = 0; x < s.coarse.width; ++x) {
       const In* const from = fine + s.columns[x] * s.fine.stride_w;
       In* const to = coarse + x * s.coarse.stride_w;
@@ -212,7 +228,7 @@ void sum_pixels(const Sum& s, const Parallel& parallel) {
 // Layouts that differ.
 template <class T, class In>
 void sum_singly(const Sum& s, const Parallel& parallel) {
-  for_each_coarse_row<In>(s, false, parallel, [&](const In* fine, int64_t rows, In* coarse) {
+  for_each_coarse_row<In>(s, false, parallel, [&](const In* fine, int64_t rows, In* coarse, int32_t) {
     for (int64_t x = 0; x < s.coarse.width; ++x)
       sum_pixel<T, In, 1, 1>(s, fine + s.columns[x] * s.fine.stride_w, rows, s.columns[x + 1] - s.columns[x],
                              coarse + x * s.coarse.stride_w);

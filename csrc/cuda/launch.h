@@ -3,6 +3,7 @@
 // Pointers in the params are device pointers. Everything is queued on `stream` (a cudaStream_t); nothing waits for it.
 #pragma once
 #include "segops/dice_ce_loss.h"
+#include "segops/upsample_argmax.h"
 #include "segops/upsample_bilinear.h"
 #include "segops/upsample_nearest.h"
 
@@ -23,6 +24,7 @@ Failure dice_ce_loss_backward(const DiceCeLossBackward& params, void* stream);
 Failure upsample_bilinear2d(const UpsampleBilinear& params, void* stream);
 Failure upsample_bilinear2d_backward(const UpsampleBilinearBackward& params, void* stream);
 Failure upsample_cat(const UpsampleCat& params, void* stream);
+Failure upsample_argmax(const UpsampleArgmax& params, void* stream);
 
 Failure upsample_nearest2d(const UpsampleNearest& params, void* stream);
 Failure upsample_nearest2d_backward(const UpsampleNearestBackward& params, void* stream);

@@ -1,7 +1,7 @@
 // upsample_nearest2d backward: each input's gradient is the sum, in row-major order, over the outputs that are it.
 //
-// Planar and a whole multiple as wide, a thread loads a vector of a fine row at once: the addends of its own sums, no others.
-// Otherwise it loads them one by one, or a vector of channels at a time.
+// Planar and a whole multiple as wide, a thread loads a vector of a fine row at once: the addends of its own sums, no
+// others. Otherwise it loads them one by one, or a vector of channels at a time.
 #include "planes.cuh"
 #include "segops/upsample_nearest.h"
 
@@ -82,7 +82,8 @@ cudaError_t launch_whole(const UpsampleNearestBackward& p, cudaStream_t stream) 
   const Tiling tiling(p.grad_input, V, false, kMostRows);
   if (!tiling.fits()) return cudaErrorInvalidValue;
   if (tiling.blocks == 0) return cudaSuccess;
-  return LAUNCH((upsample_nearest_backward_whole_kernel<T, V, kTimes>), tiling.grid(), tiling.threads(), 0, stream, p, tiling);
+  return LAUNCH((upsample_nearest_backward_whole_kernel<T, V, kTimes>), tiling.grid(), tiling.threads(), 0, stream, p,
+                tiling);
 }
 
 template <class T, int V>

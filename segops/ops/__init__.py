@@ -1,7 +1,15 @@
 """One page per operator: schema, fake, autograd and the public function."""
 
 from segops.ops.dice_ce_loss import dice_ce_loss
+from segops.ops.upsample_argmax import upsample_argmax
 from segops.ops.upsample_bilinear import upsample_bilinear2d, upsample_cat
 from segops.ops.upsample_nearest import bed_of_nails2d, upsample_nearest2d
 
-__all__ = ["bed_of_nails2d", "dice_ce_loss", "upsample_bilinear2d", "upsample_cat", "upsample_nearest2d"]
+__all__ = [
+    "bed_of_nails2d",
+    "dice_ce_loss",
+    "upsample_argmax",
+    "upsample_bilinear2d",
+    "upsample_cat",
+    "upsample_nearest2d",
+]

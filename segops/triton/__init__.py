@@ -27,6 +27,7 @@ OPERATORS = {
     "upsample_nearest2d_backward": "upsample_nearest.upsample_nearest2d_backward",
     "bed_of_nails2d": "upsample_nearest.bed_of_nails2d",
     "bed_of_nails2d_backward": "upsample_nearest.bed_of_nails2d_backward",
+    "upsample_argmax": "upsample_argmax.upsample_argmax",
 }
 
 

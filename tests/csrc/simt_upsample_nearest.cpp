@@ -59,8 +59,9 @@ std::string run(const driver::Case& of) {
     return same_bits(p, cuda::upsample_nearest2d, upsample_nearest2d, [](auto& q) -> Planes& { return q.output; }, fine);
   }
   const UpsampleNearestBackward p{dtype, fine.const_planes(), {}, vertical, horizontal};
-  return same_bits(p, cuda::upsample_nearest2d_backward, upsample_nearest2d_backward,
-                   [](auto& q) -> Planes& { return q.grad_input; }, coarse);
+  return same_bits(
+      p, cuda::upsample_nearest2d_backward, upsample_nearest2d_backward, [](auto& q) -> Planes& { return q.grad_input; },
+      coarse);
 }
 
 }  // namespace

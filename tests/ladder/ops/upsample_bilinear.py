@@ -260,6 +260,9 @@ LIMITS = (
         at_least={"ldg128": 1},
         calls=("div_rn_f64_full", *COLLECTIVES),
     ),
+    Limit(r"triton upsample_bilinear_forward .*", 112, at_least={"stg128": 1}, calls=("subroutine",)),
+    Limit(r"triton upsample_bilinear_backward .*", 240, calls=("subroutine",)),
+    Limit(r"triton upsample_cat_copy .*", 40, at_least={"ldg128": 1, "stg128": 1}, calls=("subroutine",)),
     Limit(r"upsample_cat_skip<.*, 1, rows>", 40),
     Limit(r"upsample_cat_skip<.*>", 64, at_least={"ldg128": 1, "stg128": 1}),
 )

@@ -1,0 +1,99 @@
+"""upsample_argmax in Triton, with the arguments of the operator.
+
+One program has the pixels [1, BLOCK_P] of one image and goes through the classes one by one, with the largest logits so
+far in registers. The four coarse logits of a pixel are shared with its neighbours, by way of the first-level cache.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from segops.triton._runtime import TRITON_DTYPE, launch
+from segops.triton.interpolate import blend, linear_step, linear_tap
+from segops.triton.numeric import exp_of_difference
+
+
+@triton.jit(do_not_specialize=["blocks"])
+def upsample_argmax_kernel(
+    logits,  # [N, C, h, w] by strides
+    labels,  # [N, H, W]
+    score,  # [N, H, W], if SCORE
+    classes,
+    height,
+    width,
+    out_height,
+    out_width,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    step_h: tl.float64,
+    step_w: tl.float64,
+    blocks,
+    T: tl.constexpr,
+    ALIGN: tl.constexpr,
+    SCORE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    n, p = program // blocks, program % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    y, x = p // out_width, p % out_width
+    inside = (y < out_height)[None, :]
+    top, bottom, down = linear_tap(y, height, tl.full((1,), step_h, tl.float64), ALIGN)
+    left, right, across = linear_tap(x, width, tl.full((1,), step_w, tl.float64), ALIGN)
+    top, bottom = top.to(tl.int64) * stride_h, bottom.to(tl.int64) * stride_h
+    left, right = left.to(tl.int64) * stride_w, right.to(tl.int64) * stride_w
+    down, across = down.to(T), across.to(T)
+
+    image = logits + n * stride_n + tl.arange(0, 1)
+    best = blend(image, top, bottom, left, right, down, across, inside, T)
+    label = tl.zeros((1, BLOCK_P), tl.int32)
+    for c in range(1, classes):
+        value = blend(image + c * stride_c.to(tl.int64), top, bottom, left, right, down, across, inside, T)
+        # The first NaN stands as well.
+        better = ((value > best) | (value != value)) & (best == best)
+        best = tl.where(better, value, best)
+        label = tl.where(better, c, label)
+    to = (n * out_height * out_width + p)[None, :]
+    tl.store(labels + to, label.to(labels.dtype.element_ty), mask=inside)
+    if SCORE:
+        total = tl.zeros((1, BLOCK_P), T)
+        for c in range(classes):
+            value = blend(image + c * stride_c.to(tl.int64), top, bottom, left, right, down, across, inside, T)
+            total += exp_of_difference(value - best)
+        tl.store(score + to, 1.0 / total, mask=inside)
+
+
+def upsample_argmax(
+    logits: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype, with_score: bool
+) -> tuple[Tensor, Tensor]:
+    accumulated = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    shape = (logits.shape[0], height, width)
+    labels = logits.new_empty(shape, dtype=dtype)
+    score = logits.new_empty(shape if with_score else (0,), dtype=accumulated)
+    block = 128
+    blocks = triton.cdiv(height * width, block)
+    launch(
+        upsample_argmax_kernel,
+        logits.shape[0] * blocks,
+        logits,
+        logits,
+        labels,
+        score,
+        *logits.shape[1:],
+        height,
+        width,
+        *logits.stride(),
+        linear_step(logits.shape[2], height, align_corners),
+        linear_step(logits.shape[3], width, align_corners),
+        blocks,
+        T=TRITON_DTYPE[accumulated],
+        ALIGN=align_corners,
+        SCORE=with_score,
+        BLOCK_P=block,
+        num_warps=4,
+    )
+    return labels, score
