@@ -10,8 +10,8 @@ from torch._prims_common import suggest_memory_format
 def taps(size: int, out: int, align_corners: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """(low, high, weight) along one axis: output i is (1 - weight[i]) * input[low[i]] + weight[i] * input[high[i]].
 
-    The coordinates of torch.nn.functional.interpolate, in float64; `scale` is 0 where the sizes decide. As in torch on a
-    CPU, an axis that keeps its size is read as it is, whatever the scale.
+    The coordinates of torch.nn.functional.interpolate, in float64; `scale` is 0 where the sizes decide. As in torch on
+    a CPU, an axis that keeps its size is read as it is, whatever the scale.
     """
     at = torch.arange(out, dtype=torch.float64)
     if align_corners:
