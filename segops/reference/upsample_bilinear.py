@@ -38,5 +38,6 @@ def upsample_bilinear2d(
 
 def upsample_cat(input: Tensor, skip: Tensor, align_corners: bool, skip_first: bool) -> Tensor:
     """`input` at the size of `skip`, and `skip`, one behind the other."""
-    up = upsample_bilinear2d(input, *skip.shape[2:], align_corners, 0.0, 0.0)
+    height, width = skip.shape[2:]
+    up = upsample_bilinear2d(input, height, width, align_corners, 0.0, 0.0)
     return torch.cat([skip, up] if skip_first else [up, skip], 1).contiguous(memory_format=suggest_memory_format(input))

@@ -1,6 +1,13 @@
-// The CUDA kernels of upsample_bilinear on the host execution, against the definition: a tap at a time, in double.
+// The CUDA kernels of upsample_bilinear on the host execution, and its CPU kernels, against the definition: a tap at a time,
+// in double.
 #include "image.h"
 #include "segops/upsample_bilinear.h"
+
+namespace segops {
+Status upsample_bilinear2d(const UpsampleBilinear&, const Parallel&);
+Status upsample_bilinear2d_backward(const UpsampleBilinearBackward&, const Parallel&);
+Status upsample_cat(const UpsampleCat&, const Parallel&);
+}  // namespace segops
 
 namespace {
 
@@ -62,33 +69,44 @@ std::string run(const driver::Case& of) {
     const Image grad("grad_output", dtype, n, c, height, width, fine_layout, false);
     const Image result("grad_input", dtype, n, c, h, w, coarse_layout, true), expected(result, "expected");
     grad.fill_normal(random);
-    const UpsampleBilinearBackward p{dtype, grad.const_planes(), result.planes(), vertical, horizontal};
+    const Image host(result, "grad_input of the CPU");
+    UpsampleBilinearBackward p{dtype, grad.const_planes(), result.planes(), vertical, horizontal};
     differences.check(cuda::upsample_bilinear2d_backward(p, nullptr), "backward");
     if (!differences.none()) return differences.first;
     expect_backward(expected, grad, p);
     result.compare(differences, expected, tolerance);
+    p.grad_input = host.planes();
+    if (upsample_bilinear2d_backward(p, driver::kSerial) != Status::ok) std::abort();
+    host.compare(differences, expected, tolerance);
     return differences.first;
   }
 
   const Image input("input", dtype, n, c, h, w, coarse_layout, false);
   const Image output("output", dtype, n, c, height, width, fine_layout, true), expected(output, "expected");
   input.fill_normal(random);
-  const UpsampleBilinear p{dtype, input.const_planes(), output.planes(), vertical, horizontal, false};
+  const Image host(output, "output of the CPU");
+  UpsampleBilinear p{dtype, input.const_planes(), output.planes(), vertical, horizontal, false}, on_host = p;
+  on_host.output = host.planes();
   if (op == "forward") {
     differences.check(cuda::upsample_bilinear2d(p, nullptr), "forward");
     if (!differences.none()) return differences.first;
+    if (upsample_bilinear2d(on_host, driver::kSerial) != Status::ok) std::abort();
   } else {
     const int64_t channels = of.integer("skip", 2);
     const Image skip("skip", dtype, n, channels, height, width, layout_of(of, "skip_"), false);
     const Image copy("skip_output", dtype, n, channels, height, width, fine_layout, true), same(copy, "same");
+    const Image host_copy(copy, "skip_output of the CPU");
     skip.fill_normal(random);
     differences.check(cuda::upsample_cat({p, skip.const_planes(), copy.planes()}, nullptr), "cat");
     if (!differences.none()) return differences.first;
     same.fill([&](int64_t i) { return skip.get(i); });
     copy.compare(differences, same, driver::kExact);
+    if (upsample_cat({on_host, skip.const_planes(), host_copy.planes()}, driver::kSerial) != Status::ok) std::abort();
+    host_copy.compare(differences, same, driver::kExact);
   }
   expect_forward(expected, input, p);
   output.compare(differences, expected, tolerance);
+  host.compare(differences, expected, tolerance);
   return differences.first;
 }
 

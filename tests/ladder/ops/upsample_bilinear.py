@@ -280,7 +280,7 @@ CAT = [
 
 OPERATOR = Operator(
     name="upsample_bilinear",
-    cpu=(),
+    cpu=("upsample_bilinear.cpp",),
     cuda=(FORWARD, BACKWARD, "upsample_cat.cu"),
     cases={
         "forward": cases("forward"),
