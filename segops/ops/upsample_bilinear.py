@@ -96,7 +96,8 @@ def upsample_bilinear2d(
 
     Output row i lies at input row max((i + 1/2) * h / H - 1/2, 0), or i * (h - 1) / (H - 1) with `align_corners`,
     between two input rows, or on the last; the same for columns. Coordinates are float64, whatever the dtype: torch's
-    are float32 for most, and differ by rounding. As in torch, 1 / scale_factor, where it is given, replaces h / H.
+    are float32 for most, and differ by rounding. As in torch, 1 / scale_factor, where it is given, replaces h / H
+    (on a CPU, where h is not H: an axis that keeps its size is read as it is).
 
     The gradient of an input is gathered: a sum, in an order that the sizes decide, over the outputs that read it. Twice
     differentiable. 16-bit images are interpolated and their gradients summed in float32, and rounded once.

@@ -10,13 +10,15 @@ from torch._prims_common import suggest_memory_format
 def taps(size: int, out: int, align_corners: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """(low, high, weight) along one axis: output i is (1 - weight[i]) * input[low[i]] + weight[i] * input[high[i]].
 
-    The coordinates of torch.nn.functional.interpolate, in float64; `scale` is 0 where the sizes decide.
+    The coordinates of torch.nn.functional.interpolate, in float64; `scale` is 0 where the sizes decide. As in torch on
+    a CPU, an axis that keeps its size is read as it is, whatever the scale.
     """
     at = torch.arange(out, dtype=torch.float64)
     if align_corners:
         source = at * ((size - 1) / (out - 1) if out > 1 else 0.0)
     else:
-        source = ((at + 0.5) * (1 / scale if scale > 0 else size / out) - 0.5).clamp(min=0)
+        step = min(1 / scale, float(size)) if scale > 0 and size != out else size / out
+        source = ((at + 0.5) * step - 0.5).clamp(min=0)
     low = source.long().clamp(max=size - 1)
     return low, (low + 1).clamp(max=size - 1), (source - low).clamp(max=1)
 

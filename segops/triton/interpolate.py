@@ -13,10 +13,13 @@ from segops.triton.numeric import widen
 
 
 def linear_step(inputs: int, outputs: int, align_corners: bool, scale: float = 0.0) -> float:
-    """Distance between neighbouring outputs, in inputs; `scale` is 0 where the sizes alone decide."""
+    """Distance between neighbouring outputs, in inputs; `scale` is 0 where the sizes alone decide.
+
+    They do so too where an axis keeps its size. A step of more than all inputs would overflow.
+    """
     if align_corners:
         return (inputs - 1) / (outputs - 1) if outputs > 1 else 0.0
-    return 1.0 / scale if scale > 0 else inputs / outputs
+    return min(1.0 / scale, float(inputs)) if scale > 0 and inputs != outputs else inputs / outputs
 
 
 def lanes_per_input(inputs: int, outputs: int, most: int) -> int:

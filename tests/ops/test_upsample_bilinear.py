@@ -32,6 +32,8 @@ CASES: dict[str, tuple[tuple[int, int, int, int], dict[str, Any]]] = {
     "x17 in one direction": ((1, 1, 2, 11), {"scale_factor": (1, 17)}),
     "x1.5": ((1, 4, 5, 37), {"scale_factor": 1.5}),
     "scale beside the size": ((1, 2, 6, 9), {"scale_factor": (2.3, 1.3)}),
+    "scale that keeps a size": ((1, 2, 10, 6), {"scale_factor": (1.05, 2.1)}),
+    "scale that keeps both sizes": ((1, 2, 10, 12), {"scale_factor": 1.05}),
     "primes": ((2, 3, 7, 31), {"size": (13, 47)}),
     "down, half": ((1, 3, 8, 64), {"scale_factor": 0.5}),
     "down, a third": ((1, 2, 9, 97), {"scale_factor": 0.34}),
@@ -53,6 +55,8 @@ def eighths(shape: tuple[int, ...], layout: str = "contiguous", device: str = "c
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradient(name: str, layout: str, align_corners: bool, backend: str, device: str) -> None:
+    if name == "scale that keeps a size" and device != "cpu":
+        pytest.skip("torch ignores such a scale on CPUs only; segops does on every device")
     shape, how = CASES[name]
     options = {**how, "align_corners": align_corners}
     for dtype in DTYPES:
@@ -229,6 +233,19 @@ def test_autocast_follows_the_input(dtype: torch.dtype, device: str) -> None:
         for given in (torch.float32, dtype):
             assert segops.upsample_bilinear2d(x.to(given), scale_factor=2).dtype == given
         assert segops.upsample_cat(x.to(dtype), skip).dtype == torch.float32
+
+
+def test_operators_stay_inside_whatever_the_scale(kernel_backend: str, device: str) -> None:
+    """Called directly, with scales that do not belong to the sizes: beyond the image lies its last pixel."""
+    ops = getattr(torch.ops, backends.namespace(kernel_backend))
+    x = torch.arange(12.0, device=device).view(1, 1, 3, 4)
+    for scale in (1e-30, 5e-324, float("inf"), float("nan"), -1.0):
+        output = ops.upsample_bilinear2d(x, 5, 9, False, scale, scale)
+        assert ((output >= 0) & (output <= 11)).all()
+        if scale < 1:
+            assert (output[..., -1, -1] == 11).all()
+        gradient = ops.upsample_bilinear2d_backward(output, 3, 4, False, scale, scale)
+        assert torch.isclose(gradient.sum(), output.sum())
 
 
 def test_operators_read_gradients_where_they_are(kernel_backend: str, device: str) -> None:

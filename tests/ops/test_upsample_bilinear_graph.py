@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -125,6 +126,47 @@ def test_export_holds_our_operators(device: str) -> None:
         str(node.target) for node in program.graph.nodes
     }
     assert torch.equal(program.module()(x, skip), Decoder()(x, skip))
+
+
+def test_export_with_dynamic_shapes_and_scales(device: str) -> None:
+    """The size that a scale gives is worked out anew for every input, also by the loaded program."""
+
+    class Upsample(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return segops.upsample_bilinear2d(x, scale_factor=(1.5, 2.0), align_corners=False)
+
+    n, h, w = (torch.export.Dim(name, min=2, max=512) for name in "nhw")
+    x = torch.randn(2, 3, 4, 6, device=device)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(Upsample(), (x,), dynamic_shapes=({0: n, 2: h, 3: w},)), file)
+    file.seek(0)
+    module = torch.export.load(file).module()
+    for shape in ((2, 3, 4, 6), (3, 3, 7, 5), (5, 3, 31, 2)):
+        x = torch.randn(shape, device=device)
+        assert torch.equal(module(x), Upsample()(x))
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("transform", ["vmap", "grad", "vmap of grad"])
+def test_function_transforms_work_or_are_refused(transform: str, name: str, kernel_backend: str, device: str) -> None:
+    def loss(x: Tensor, backend: str = kernel_backend) -> Tensor:
+        return OPS[name](x, backend=backend).square().sum()
+
+    xs = torch.randn(3, 2, 2, 3, 4, device=device)
+
+    def run(function: Callable[..., Tensor]) -> Tensor:
+        if transform == "vmap":
+            return torch.func.vmap(function)(xs)
+        gradient = torch.func.grad(function)
+        return gradient(xs[0]) if transform == "grad" else torch.func.vmap(gradient)(xs)
+
+    expected = run(partial(loss, backend="reference"))
+    try:
+        result = run(loss)
+    except (RuntimeError, NotImplementedError) as error:
+        assert re.search("vmap|functorch transforms|torch.func", str(error)), f"unclear: {error}"  # noqa: PT017
+        return
+    assert torch.allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_fake_and_meta_tensors_give_shapes_and_strides() -> None:

@@ -21,13 +21,16 @@ struct LinearTap {
   double weight;
 };
 
-// scale: outputs per input as the caller gave it, or 0 where the sizes alone decide.
+// scale: outputs per input as the caller gave it, or 0 where the sizes alone decide. They do so too, as in torch on a CPU,
+// where an axis keeps its size. A step of more than all inputs reads the last one all the same, and would overflow.
 inline LinearAxis linear_axis(int64_t in, int64_t out, bool align_corners, double scale) {
   double step;
   if (align_corners)
     step = out > 1 ? static_cast<double>(in - 1) / static_cast<double>(out - 1) : 0.;
+  else if (scale > 0 && in != out)
+    step = 1. / scale < static_cast<double>(in) ? 1. / scale : static_cast<double>(in);
   else
-    step = scale > 0 ? 1. / scale : static_cast<double>(in) / static_cast<double>(out);
+    step = static_cast<double>(in) / static_cast<double>(out);
   return LinearAxis{in, out, step, align_corners};
 }
 
