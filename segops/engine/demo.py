@@ -192,7 +192,7 @@ def evaluate(
     shown = None
     for images, labels in scenes:
         logits = model(images.contiguous(memory_format=torch.channels_last))
-        prediction = upsample_argmax(logits, labels.shape[1:]).long()
+        prediction = cast(Tensor, upsample_argmax(logits, labels.shape[1:], dtype=torch.int64))
         confusion += confusion_matrix(prediction, labels, classes)
         if shown is None:
             shown = (images[:_SHOWN], labels[:_SHOWN], prediction[:_SHOWN])

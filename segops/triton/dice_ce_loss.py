@@ -145,7 +145,7 @@ def statistics(
 
     bins = triton.next_power_of_2(c * c) if with_confusion else 0
     tile = {"FOLD": cut.fold, "BINS": max(bins, 2) if 0 < bins <= _MOST_BINS else 0}
-    grid = _grid(logits, target, align_corners) if coarse else (1, 1, 1, 0.0, 0.0)
+    grid = (1, 1, 1, 0.0, 0.0) if align_corners is None else _grid(logits, target, align_corners)
     sweep = {"COARSE": coarse, "ALIGN": bool(align_corners)}
     launch(
         dice_ce_loss_statistics_tile_kernel if cut.is_tile else dice_ce_loss_statistics_sweep_kernel,
