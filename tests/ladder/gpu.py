@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import re
 import shlex
@@ -28,10 +29,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = Path(__file__).with_name("gpu_sample")
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 #: Of tests/ops for compute-sanitizer, which makes kernels a hundred times slower: each path through the kernels once.
-SELECTION = (
-    "(native or triton) and (test_one_pixel_one_row_and_prime_sizes or test_map or test_parts or "
-    "test_bad_labels_that_do_not_raise_are_ignored)"
-)
+#: By a part of the names of the kernels that are watched.
+SELECTIONS = {
+    "dice_ce_loss": "(native or triton) and (test_one_pixel_one_row_and_prime_sizes or test_map or test_parts or "
+    "test_bad_labels_that_do_not_raise_are_ignored)",
+    "upsample": "upsample and (native or triton) and (test_layouts or test_cat or test_memory_format or "
+    "(test_elements_and_gradient and contiguous))",
+}
 PASSED, FAILED, LEFT_OUT = "passed", "FAILED", "left out"
 #: Of these backends at least one test must have passed, or nothing was proved.
 ON_THE_DEVICE = ("native", "triton")
@@ -113,12 +117,12 @@ def parts() -> list[Part]:
         Part("configuration", (sys.executable, "-c", configuration), by_status),
         Part("tests", tests, by_junit, collects=True, minutes=240),
     ]
-    for tool in SANITIZERS:
-        options = ("--tool", tool, "--kernel-regex", "kns=dice_ce_loss", "--error-exitcode", "9")
-        command = ("compute-sanitizer", *options, *pytest, "tests/ops", "--device", "cuda", "-k", SELECTION)
+    for tool, (kernels, selection) in itertools.product(SANITIZERS, SELECTIONS.items()):
+        options = ("--tool", tool, "--kernel-regex", f"kns={kernels}", "--error-exitcode", "9")
+        command = ("compute-sanitizer", *options, *pytest, "tests/ops", "--device", "cuda", "-k", selection)
         # Tensors that share one allocation would hide a step from one into the next.
         environment = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
-        found.append(Part(tool, command, by_sanitizer, True, True, 90, environment))
+        found.append(Part(f"{tool}-{kernels}", command, by_sanitizer, True, True, 90, environment))
     return [
         *found,
         Part("benchmarks", bench, by_status, collects=True, minutes=120),

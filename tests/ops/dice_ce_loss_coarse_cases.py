@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import segops
-from segops import backends
 from segops.reference.dice_ce_loss import interpolated
 from tests.ops.dice_ce_loss_eager import eager, fill
 from tests.tolerances import Comparison, compare
@@ -29,15 +27,6 @@ SIZES = {
     "many classes": ((1, 150, 3, 4), (12, 17)),
     "a column": ((2, 3, 11, 1), (37, 1)),
 }
-
-
-def implements_coarse(backend: str, device: str) -> bool:
-    """Whether a backend has kernels for coarse logits: not all have had them from the beginning."""
-    if backend == "reference":
-        return True
-    key = {"cpu": "CPU", "cuda": "CUDA"}[device]
-    op = f"{backends.namespace(backend)}::dice_ce_loss_coarse_statistics"
-    return torch._C._dispatch_has_computed_kernel_for_dispatch_key(op, key)
 
 
 def coarse_eager(logits: Tensor, target: Tensor, align_corners: bool = False, **options: Any) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 import segops
 from segops import backends
 from tests.cases import make_logits, random_labels
-from tests.ops.dice_ce_loss_coarse_cases import implements_coarse
 from tests.ops.dice_ce_loss_eager import OPTIONS, fill
 from tests.ops.test_dice_ce_loss_graph import BACKWARD_LAYOUTS, doubles, gradient_of
 
@@ -38,14 +37,6 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.fixture
-def kernels(kernel_backend: str, device: str) -> str:
-    """Each backend that has kernels of its own for coarse logits."""
-    if not implements_coarse(kernel_backend, device):
-        pytest.skip(f"{kernel_backend} has no kernels for coarse logits")
-    return kernel_backend
-
-
 def sample_inputs(sample: tuple[Any, ...], device: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     dtype, layout, label_dtype, spatial, with_weights, options = sample
     logits = make_logits((N, C, *spatial), dtype, layout, device=device)
@@ -57,8 +48,8 @@ def sample_inputs(sample: tuple[Any, ...], device: str) -> tuple[Tensor, Tensor,
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_opcheck_statistics(name: str, kernels: str, device: str) -> None:
-    op = getattr(torch.ops, backends.namespace(kernels)).dice_ce_loss_coarse_statistics.default
+def test_opcheck_statistics(name: str, kernel_backend: str, device: str) -> None:
+    op = getattr(torch.ops, backends.namespace(kernel_backend)).dice_ce_loss_coarse_statistics.default
     logits, *others = sample_inputs(STATISTICS[name], device)
     arguments = (logits.requires_grad_(), *others, *STATISTICS[name][-1])
     torch.library.opcheck(op, arguments)
@@ -66,17 +57,17 @@ def test_opcheck_statistics(name: str, kernels: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_opcheck_backward(name: str, kernels: str, device: str) -> None:
-    op = getattr(torch.ops, backends.namespace(kernels)).dice_ce_loss_coarse_backward.default
+def test_opcheck_backward(name: str, kernel_backend: str, device: str) -> None:
+    op = getattr(torch.ops, backends.namespace(kernel_backend)).dice_ce_loss_coarse_backward.default
     inputs, options = sample_inputs(STATISTICS[name], device), STATISTICS[name][-1]
     for grad_overlap, grad_ce in ((doubles(N, 3, C).to(device), None), (None, doubles(2).to(device))):
         torch.library.opcheck(op, (*inputs, grad_overlap, grad_ce, *options[:3], options[-1]))
 
 
 @pytest.mark.parametrize("layout", BACKWARD_LAYOUTS)
-def test_opcheck_backward_layouts(layout: str, kernels: str, device: str) -> None:
+def test_opcheck_backward_layouts(layout: str, kernel_backend: str, device: str) -> None:
     """The fake must know the strides of the gradient for every layout of the logits."""
-    op = getattr(torch.ops, backends.namespace(kernels)).dice_ce_loss_coarse_backward.default
+    op = getattr(torch.ops, backends.namespace(kernel_backend)).dice_ce_loss_coarse_backward.default
     logits = make_logits((N, C, 4, 5), layout=layout, device=device)
     target = random_labels((N, H, W), C, device=device)
     gradients = (doubles(N, 3, C).to(device), doubles(2).to(device))
@@ -84,13 +75,13 @@ def test_opcheck_backward_layouts(layout: str, kernels: str, device: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["default", "skip absent", "everything", "map"])
-def test_compile_gives_the_same_bits(name: str, kernels: str, device: str) -> None:
+def test_compile_gives_the_same_bits(name: str, kernel_backend: str, device: str) -> None:
     options = {"reduction": "none", "dice_weight": 0.0} if name == "map" else OPTIONS[name]
     options = fill(options, make_logits((N, C, H, W), device=device))
     target = random_labels((N, H, W), C, device=device)
 
     def loss(x: Tensor, t: Tensor) -> Tensor:
-        return segops.dice_ce_loss(x, t, align_corners=True, backend=kernels, **options)
+        return segops.dice_ce_loss(x, t, align_corners=True, backend=kernel_backend, **options)
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for layout in ("contiguous", "channels_last", "sliced"):
@@ -103,12 +94,12 @@ def test_compile_gives_the_same_bits(name: str, kernels: str, device: str) -> No
             assert same_gradient.stride() == gradient.stride()
 
 
-def test_inductor_with_dynamic_shapes(kernels: str, device: str) -> None:
+def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
     """Compiled once for all sizes of logits and target."""
     gain = torch.ones(C, 1, 1, device=device, requires_grad=True)
 
     def step(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        loss, parts = segops.dice_ce_loss(gain * images, target, return_parts=True, backend=kernels)
+        loss, parts = segops.dice_ce_loss(gain * images, target, return_parts=True, backend=kernel_backend)
         return 2 * loss, parts.confusion
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True)

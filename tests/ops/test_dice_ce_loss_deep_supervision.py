@@ -11,20 +11,12 @@ from torch import Tensor
 
 import segops
 from tests.cases import make_logits, random_labels
-from tests.ops.dice_ce_loss_coarse_cases import coarse_eager, implements_coarse
+from tests.ops.dice_ce_loss_coarse_cases import coarse_eager
 from tests.ops.dice_ce_loss_eager import eager
 
 SIZE = (24, 31)
 HEADS = ((24, 31), (12, 16), (5, 7), (1, 1))
 WEIGHTS = (1.0, 0.5, -0.25, 2)
-
-
-@pytest.fixture
-def coarse(backend: str, device: str) -> str:
-    """Each backend that has coarse logits."""
-    if not implements_coarse(backend, device):
-        pytest.skip(f"{backend} has no kernels for coarse logits")
-    return backend
 
 
 def heads_and_target(device: str, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Tensor]:
@@ -33,9 +25,9 @@ def heads_and_target(device: str, dtype: torch.dtype = torch.float64) -> tuple[l
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_dice": True, "label_smoothing": 0.1}], ids=["plain", "options"])
-def test_is_the_weighted_sum_and_so_are_its_gradients(options: dict[str, Any], coarse: str, device: str) -> None:
+def test_is_the_weighted_sum_and_so_are_its_gradients(options: dict[str, Any], backend: str, device: str) -> None:
     heads, target = heads_and_target(device)
-    loss = segops.deep_supervision_loss(heads, target, WEIGHTS, backend=coarse, **options)
+    loss = segops.deep_supervision_loss(heads, target, WEIGHTS, backend=backend, **options)
     losses = [eager(heads[0], target, **options), *(coarse_eager(head, target, **options) for head in heads[1:])]
     expected = sum(weight * one for weight, one in zip(WEIGHTS, losses, strict=True))
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
@@ -43,33 +35,33 @@ def test_is_the_weighted_sum_and_so_are_its_gradients(options: dict[str, Any], c
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
 
 
-def test_parts_and_maps(coarse: str, device: str) -> None:
+def test_parts_and_maps(backend: str, device: str) -> None:
     heads, target = heads_and_target(device, torch.float32)
-    loss, parts = segops.deep_supervision_loss(heads, target, (1, 0, 0.5, 0.25), return_parts=True, backend=coarse)
-    assert torch.equal(loss, segops.deep_supervision_loss(heads, target, (1, 0, 0.5, 0.25), backend=coarse))
+    loss, parts = segops.deep_supervision_loss(heads, target, (1, 0, 0.5, 0.25), return_parts=True, backend=backend)
+    assert torch.equal(loss, segops.deep_supervision_loss(heads, target, (1, 0, 0.5, 0.25), backend=backend))
     for head, own in zip(heads, parts, strict=True):
-        _, expected = segops.dice_ce_loss(head, target, return_parts=True, backend=coarse)
+        _, expected = segops.dice_ce_loss(head, target, return_parts=True, backend=backend)
         assert all(torch.equal(a, b) for a, b in zip(own, expected, strict=True))
     grads = torch.autograd.grad(loss, heads, allow_unused=True)
     assert [g is None for g in grads] == [False, True, False, False]
-    options: dict[str, Any] = {"reduction": "none", "dice_weight": 0.0, "backend": coarse}
+    options: dict[str, Any] = {"reduction": "none", "dice_weight": 0.0, "backend": backend}
     maps = segops.deep_supervision_loss(heads, target, WEIGHTS, **options)
     assert maps.shape == target.shape
     expected_map = sum(w * segops.dice_ce_loss(h, target, **options) for w, h in zip(WEIGHTS, heads, strict=True))
     torch.testing.assert_close(maps, expected_map)
 
 
-def test_labels_are_checked_once(coarse: str, device: str) -> None:
+def test_labels_are_checked_once(backend: str, device: str) -> None:
     heads, target = heads_and_target(device)
     target[1, 2, 3] = 7
     segops.take_bad_data_count()
-    loss = segops.deep_supervision_loss(heads, target, WEIGHTS, validate="count", backend=coarse)
+    loss = segops.deep_supervision_loss(heads, target, WEIGHTS, validate="count", backend=backend)
     assert segops.take_bad_data_count() == 1
     ignored = torch.where(target == 7, -100, target)
-    assert torch.equal(loss, segops.deep_supervision_loss(heads, ignored, WEIGHTS, backend=coarse))
+    assert torch.equal(loss, segops.deep_supervision_loss(heads, ignored, WEIGHTS, backend=backend))
 
     def checked() -> None:
-        segops.deep_supervision_loss(heads, target, (0, *WEIGHTS[1:]), backend=coarse)
+        segops.deep_supervision_loss(heads, target, (0, *WEIGHTS[1:]), backend=backend)
         segops.check_errors()  # which a device's labels wait for
 
     with pytest.raises(ValueError, match="1 label outside"):

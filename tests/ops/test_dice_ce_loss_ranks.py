@@ -12,7 +12,6 @@ import torch.distributed as dist
 
 import segops
 from tests.cases import make_logits, random_labels
-from tests.ops.dice_ce_loss_coarse_cases import implements_coarse
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch.distributed has no gloo here"
@@ -62,8 +61,6 @@ def run_rank(rank: int, ranks: int, folder: str, backends: tuple[str, ...]) -> N
     results: dict[Any, Any] = {}
     for backend in backends:
         for name, options in OPTIONS.items():
-            if "align_corners" in options and not implements_coarse(backend, "cpu"):
-                continue
             results[backend, name] = loss_and_gradient(logits, target, backend=backend, process_group=group, **options)
     results["parallel"] = parallel_step(rank, ranks, group)
     results["compiled"] = torch.compile(segops.dice_ce_loss, fullgraph=True, backend="aot_eager")(
