@@ -119,8 +119,8 @@ def _coarse_logits_and_labels(generator: torch.Generator) -> tuple[Tensor, ...]:
 
 def _coarse_dice_ce_loss() -> Entry:
     return Entry(
-        operator="dice_ce_loss",
-        what="of coarse logits, forward + backward",
+        operator="dice_ce_loss, coarse",
+        what="forward + backward",
         inputs=_coarse_logits_and_labels,
         segops=_forward_backward(segops.dice_ce_loss),
         pytorch={
