@@ -108,10 +108,12 @@ LIMITS = (
     Limit("dice_ce_loss_value", 64, calls=OF_DOUBLE),
     # 128-bit accesses of the Triton kernels depend on the case: tests/triton/test_dice_ce_loss_sass.py.
     Limit(r"triton dice_ce_loss_value .*", 128, 64, 64, calls=("subroutine",)),
-    Limit(r"triton dice_ce_loss_statistics_sweep .*coarse.*channels_last.*", 248),
+    # The row and the column of a pixel are a division in 64 bits.
+    Limit(r"triton dice_ce_loss_statistics_sweep .*coarse.*channels_last.*", 248, calls=("subroutine",)),
+    Limit(r"triton dice_ce_loss_statistics_sweep .*coarse.*", 128, calls=("subroutine",)),
     Limit(r"triton dice_ce_loss_(?:statistics_tile|statistics_sweep|sums|backward_tile|backward_sweep) .*", 128),
-    Limit(r"triton dice_ce_loss_coarse_softmax .*", 168),
-    Limit(r"triton dice_ce_loss_coarse_gather .*", 192, 8, 8),
+    Limit(r"triton dice_ce_loss_coarse_softmax .*", 168, calls=("subroutine",)),
+    Limit(r"triton dice_ce_loss_coarse_gather .*", 192, 8, 8, calls=("subroutine",)),
 )
 
 OPERATOR = Operator(
