@@ -3,6 +3,7 @@
 // Pointers in the params are device pointers. Everything is queued on `stream` (a cudaStream_t); nothing waits for it.
 #pragma once
 #include "segops/dice_ce_loss_coarse.h"
+#include "segops/max_unpool.h"
 #include "segops/upsample_argmax.h"
 #include "segops/upsample_bilinear.h"
 #include "segops/upsample_nearest.h"
@@ -33,6 +34,14 @@ Failure upsample_argmax(const UpsampleArgmax& params, void* stream);
 Failure upsample_nearest2d(const UpsampleNearest& params, void* stream);
 Failure upsample_nearest2d_backward(const UpsampleNearestBackward& params, void* stream);
 Failure bed_of_nails2d(const BedOfNails& params, void* stream);
+
+Failure max_pool2d(const MaxPool& params, void* stream);
+Failure max_unpool2d(const MaxUnpool& params, void* stream);
+Failure max_unpool2d_backward(const MaxUnpoolBackward& params, void* stream);
+// Device memory that max_unpool2d_flat needs besides its output.
+int64_t max_unpool2d_flat_scratch_bytes(const MaxUnpoolFlat& params);
+Failure max_unpool2d_flat(const MaxUnpoolFlat& params, void* scratch, void* stream);
+Failure max_unpool2d_flat_backward(const MaxUnpoolFlatBackward& params, void* stream);
 
 // Adds a record of bad data to what the device has seen, one record for each on_bad (csrc/torch/bad_data.h); and moves what
 // it has seen to `out`.

@@ -56,6 +56,7 @@ inline Dtype dtype_of(const Tensor& t, const char* what) {
     case ScalarType::Short: return Dtype::int16;
     case ScalarType::Int: return Dtype::int32;
     case ScalarType::Long: return Dtype::int64;
+    case ScalarType::Char: return Dtype::int8;
     default: fail(what, ": dtype not supported");
   }
 }
@@ -123,6 +124,7 @@ inline Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t
     case ScalarType::Short: dtype = aoti_torch_dtype_int16(); break;
     case ScalarType::Int: dtype = aoti_torch_dtype_int32(); break;
     case ScalarType::Long: dtype = aoti_torch_dtype_int64(); break;
+    case ScalarType::Char: dtype = aoti_torch_dtype_int8(); break;
     default: fail("segops: no allocation of this dtype");
   }
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));

@@ -15,7 +15,7 @@
 
 namespace segops {
 
-enum class Dtype : int32_t { float32, float64, bfloat16, float16, uint8, int16, int32, int64 };
+enum class Dtype : int32_t { float32, float64, bfloat16, float16, uint8, int16, int32, int64, int8 };
 
 // Labels and indices that are data, not shapes, are reported here instead of being trusted: what was wrong first (in
 // row-major order), and how often.
