@@ -40,14 +40,12 @@ struct Axis {
 
 // The windows with a tap at one position of an axis, in ascending order: from the last tap to the first.
 struct WindowsAt {
-  int tap, window, rest;  // the tap is `rest` pixels before the position
+  int tap, window, rest;  // the tap is `rest` pixels before the position; behind it, before the first window
 
   __device__ __forceinline__ WindowsAt(const Axis& axis, int position) {
     tap = axis.kernel - 1;
     const int offset = position + axis.padding - tap * axis.dilation;
-    const unsigned stride = static_cast<unsigned>(axis.stride);
-    window = offset >= 0 ? static_cast<int>(static_cast<unsigned>(offset) / stride)
-                         : -static_cast<int>(static_cast<unsigned>(axis.stride - 1 - offset) / stride);
+    window = offset / axis.stride;
     rest = offset - window * axis.stride;
   }
   // The windows after this one at tap `tap_` of its own.

@@ -48,7 +48,7 @@ struct Scratch {
   }
 };
 
-__global__ void __launch_bounds__(kPlaneThreads) max_unpool_flat_clear_kernel(uint4* scratch, int64_t pieces) {
+__global__ void __launch_bounds__(kPlaneThreads, 1) max_unpool_flat_clear_kernel(uint4* scratch, int64_t pieces) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kPlaneThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPlaneThreads + threadIdx.x; i < pieces; i += step)
     device::store_16(scratch + i, make_uint4(0, 0, 0, 0));
@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
 
 // A warp adds up a plane. The first of 32 windows at an element adds the values of all of them.
 template <class T>
-__global__ void __launch_bounds__(kSumThreads) max_unpool_flat_sum_kernel(Flat p, int64_t planes, AccumulatorOf<T>* sums) {
+__global__ void __launch_bounds__(kSumThreads, 1)
+    max_unpool_flat_sum_kernel(Flat p, int64_t planes, AccumulatorOf<T>* sums) {
   using A = AccumulatorOf<T>;
   constexpr unsigned kNowhere = UINT32_MAX;
   const int lane = lane_of_warp();
