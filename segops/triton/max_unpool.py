@@ -140,7 +140,9 @@ def max_unpool2d(
     # Windows that do not overlap have nothing to add up.
     if vertical == horizontal == _PAIR:
         rows, columns = max(in_height, (height + 1) // 2), max(in_width, (width + 1) // 2)
-        programs, blocks = cut(output, rows, columns, across, TILE // 2)
+        programs, blocks = cut(
+            output, rows, columns, across, TILE if across and input.element_size() < 4 else TILE // 2
+        )
         moved = (_bits(input), indices, _bits(output))
         strides = (input.stride(), indices.stride())
         bits = _INTEGERS[moved[0].dtype]
@@ -209,7 +211,7 @@ def max_unpool2d_flat(
     latest = None
     if not accumulate:
         latest = empty_like_format(input, height, width, torch.int32).zero_()
-    programs, blocks = cut(output, in_height, in_width, across)
+    programs, blocks = cut(output, in_height, in_width, across, TILE // 2)
     sizes = (c, in_height, in_width, pixels)
     launch(max_unpool_flat_mark_kernel, programs, input, indices, latest, seen, *sizes, indices.stride(), **blocks)
     programs, blocks = cut(output, height, width, across)

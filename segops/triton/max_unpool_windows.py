@@ -245,7 +245,7 @@ def max_unpool_pairs_kernel(
     columns = tl.maximum(in_width, (width + 1) // 2)
     row = columns * channels if ACROSS else columns
     n, y, at, c, x, _ = tile_of_program(rows, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
-    there = (y < in_height)[:, None] & ((at < row) & (x < in_width))[None, :]
+    there = (y < in_height)[:, None] & (x < in_width)[None, :]
     index = tl.load(strided(indices, n, c, index_stride) + offsets(y, x, index_stride), mask=there, other=4)
     value = tl.load(strided(input, n, c, stride) + offsets(y, x, stride), mask=there, other=0)
     index = index.to(tl.int32)

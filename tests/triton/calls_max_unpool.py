@@ -21,30 +21,25 @@ LARGE = [5, 5, 1, 2, 2, 2, 1, 1]
 
 
 def compiled() -> Iterator[tuple[str, Callable[[], object]]]:
-    for dtype in (torch.float32, torch.bfloat16):
-        for layout in ("planar", "channels_last"):
-            memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-            fine = torch.zeros(1, 16, 64, 64, dtype=dtype).contiguous(memory_format=memory_format)
-            coarse = torch.zeros(1, 16, 32, 32, dtype=dtype).contiguous(memory_format=memory_format)
-            local = coarse.to(torch.uint8)
-            for name, window in (("2x2", PAIRS), ("3x3", OVERLAPPING)):
-                shown = f"{name}, {str(dtype).removeprefix('torch.')}, {layout}"
-                yield shown, functools.partial(op.max_pool2d, fine, window, False)
-                yield shown, functools.partial(op.max_unpool2d, coarse, local, 64, 64, window, False, RECORD)
-                yield shown, functools.partial(op.max_unpool2d_backward, fine, local, window, False)
-                if name == "3x3":
-                    sums = functools.partial(op.max_unpool2d, coarse, local, 64, 64, window, True, RECORD)
-                    yield f"sum, {shown}", sums
     for layout in ("planar", "channels_last"):
         memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        fine = torch.zeros(1, 16, 64, 64).contiguous(memory_format=memory_format)
-        coarse = torch.zeros(1, 16, 32, 32).contiguous(memory_format=memory_format)
-        shown = f"5x5, float32, {layout}"
-        yield shown, functools.partial(op.max_pool2d, fine, LARGE, False)
-        shown = f"float32, {layout}"
-        yield shown, functools.partial(op.max_unpool2d_flat, coarse, coarse.long(), 64, 64, False, RECORD)
-        yield f"sum, {shown}", functools.partial(op.max_unpool2d_flat, coarse, coarse.long(), 64, 64, True, RECORD)
-        yield shown, functools.partial(op.max_unpool2d_flat_backward, fine, coarse.long())
+        for name, window, dtype in (
+            ("2x2", PAIRS, torch.float32),
+            ("2x2", PAIRS, torch.bfloat16),
+            ("3x3", OVERLAPPING, torch.float32),
+        ):
+            fine = torch.zeros(1, 16, 64, 64, dtype=dtype).contiguous(memory_format=memory_format)
+            coarse = torch.zeros(1, 16, 32, 32, dtype=dtype).contiguous(memory_format=memory_format)
+            local, shown = coarse.to(torch.uint8), f"{name}, {str(dtype).removeprefix('torch.')}, {layout}"
+            yield shown, functools.partial(op.max_pool2d, fine, window, False)
+            yield shown, functools.partial(op.max_unpool2d, coarse, local, 64, 64, window, False, RECORD)
+            yield shown, functools.partial(op.max_unpool2d_backward, fine, local, window, False)
+        flat, shown = coarse.long(), f"float32, {layout}"
+        yield f"sum, 3x3, {shown}", functools.partial(op.max_unpool2d, coarse, local, 64, 64, window, True, RECORD)
+        yield f"5x5, {shown}", functools.partial(op.max_pool2d, fine, LARGE, False)
+        yield shown, functools.partial(op.max_unpool2d_flat, coarse, flat, 64, 64, False, RECORD)
+        yield f"sum, {shown}", functools.partial(op.max_unpool2d_flat, coarse, flat, 64, 64, True, RECORD)
+        yield shown, functools.partial(op.max_unpool2d_flat_backward, fine, flat)
 
 
 def fenced() -> None:
