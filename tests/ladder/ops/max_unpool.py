@@ -94,7 +94,7 @@ LIMITS = (
     Limit("max_pool<.*, 1>", 48),
     Limit("max_pool<.*>", 64, at_least={"ldg128": 1, "stg128": 1}),
     Limit("max_unpool_flat_.*", 64, calls=COLLECTIVES),
-    # Nine taps are on their way at once, and of the backward's four windows each element has rows and columns of its own.
+    # Nine taps are on their way at once; in the backward pass each element has four windows of its own.
     Limit(r"triton max_pool \(3x3, .*\)", 128, at_least={"stg128": 1}),
     Limit(r"triton max_pool \(2x2, .*\)", 64, at_least={"ldg128": 4, "stg128": 1}),
     Limit(r"triton max_pool \(.*\)", 64, at_least={"stg128": 1}),
