@@ -193,8 +193,11 @@ def max_pool2d(
     chosen = backends.resolve(backend, input.device)
     images = input if input.ndim == 4 else input.unsqueeze(0)
     if chosen == "reference":
-        pooled = reference.max_pool2d(images, window, bool(ceil_mode))
-        output, indices = (x.contiguous(memory_format=suggest_memory_format(images)) for x in pooled)
+        wide = images.float() if input.dtype.is_floating_point and input.dtype.itemsize == 2 else images
+        output, indices = reference.max_pool2d(wide, window, bool(ceil_mode))
+        memory_format = suggest_memory_format(images)
+        output = output.to(input.dtype).contiguous(memory_format=memory_format)
+        indices = indices.contiguous(memory_format=memory_format)
     else:
         check_no_tangent(op, input)
         output, indices = getattr(torch.ops, backends.namespace(chosen)).max_pool2d(images, window, bool(ceil_mode))
@@ -284,7 +287,7 @@ def local_to_flat_indices(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or range; an index outside its window or the
-            input (on CUDA by a later call or :func:`segops.check_errors`; not inside compiled graphs).
+            input (on CUDA by a later call or :func:`segops.check_errors`; inside compiled graphs it becomes -1).
     """
     op = "local_to_flat_indices"
     window, (height, width) = _conversion(op, indices, torch.uint8, input_size, kernel_size, stride, padding, dilation)
@@ -294,7 +297,7 @@ def local_to_flat_indices(
     x = columns + tap % window[1] * window[7]
     bad = (tap >= window[0] * window[1]) | (y < 0) | (y >= height) | (x < 0) | (x >= width)
     _raise_where(op, bad, indices, (height, width), window[:2])
-    return y * width + x
+    return torch.where(bad, -1, y * width + x)
 
 
 def flat_to_local_indices(
@@ -317,7 +320,7 @@ def flat_to_local_indices(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or range; an index that is no element of its
-            window (on CUDA by a later call or :func:`segops.check_errors`; not inside compiled graphs).
+            window (on CUDA by a later call or :func:`segops.check_errors`; inside compiled graphs it becomes 255).
     """
     op = "flat_to_local_indices"
     window, (height, width) = _conversion(op, indices, torch.int64, input_size, kernel_size, stride, padding, dilation)
@@ -327,7 +330,7 @@ def flat_to_local_indices(
     bad = (indices < 0) | (indices >= height * width) | (y % window[6] != 0) | (x % window[7] != 0)
     bad = bad | (ky < 0) | (ky >= window[0]) | (kx < 0) | (kx >= window[1])
     _raise_where(op, bad, indices, (height, width), window[:2])
-    return (ky * window[1] + kx).to(torch.uint8)
+    return torch.where(bad, arguments.MOST_TAPS - 1, ky * window[1] + kx).to(torch.uint8)
 
 
 def _conversion(
@@ -367,6 +370,6 @@ def _unpool_by_definition(input: Tensor, indices: Tensor, height: int, width: in
     bad = (flat < 0) | (flat >= height * width)
     if not torch.compiler.is_compiling():
         _raise_where(_UNPOOL, bad, indices, (height, width), window[:2] if local else (0, 0))
-    return reference.scatter(
-        input, flat.masked_fill(bad, -1), height, width, only_latest=True, only_latest_gradient=local
-    )
+    unpool = reference.max_unpool2d if local else reference.max_unpool2d_flat
+    output: Tensor = unpool(input, flat.masked_fill(bad, -1), height, width)
+    return output.contiguous(memory_format=suggest_memory_format(input))

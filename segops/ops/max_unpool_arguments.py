@@ -90,8 +90,8 @@ def pooled_length(size: Any, axis: Window, ceil_mode: bool) -> Any:
 def check_pooled(op: str, input_size: Sequence[Any], window: Window, ceil_mode: bool) -> None:
     """That pooling has a window, and each window an element of the input."""
     for size, axis in zip(input_size, (window[::2], window[1::2]), strict=True):
-        kernel, stride, padding, dilation = axis
-        if size + 2 * padding < dilation * (kernel - 1) + 1:
+        _, stride, padding, dilation = axis
+        if pooled_length(size, axis, ceil_mode) < 1:
             raise ValueError(
                 f"segops.{op}: an input of {input_size[0]} x {input_size[1]} is too small for windows of "
                 f"{window[0]} x {window[1]} with dilation {window[6]} x {window[7]} and padding "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,21 +89,33 @@ def latest(flat: Tensor, height: int, width: int) -> Tensor:
     return ((owner.gather(2, target) == rank) & (target > 0)).view(flat.shape)
 
 
-def scatter(
-    input: Tensor, flat: Tensor, height: int, width: int, *, only_latest: bool, only_latest_gradient: bool
-) -> Tensor:
-    """Zeros [N, C, height, width] with the inputs at their flat indices, dropped at -1.
+def max_unpool2d(input: Tensor, flat: Tensor, height: int, width: int) -> Tensor:
+    """Zeros [N, C, height, width] with each input at its flat index (dropped at -1); of several at one place the latest.
 
-    Of several at one place all are summed, or the latest stands; the gradient goes to it alone, or to all of them.
+    The gradient goes to that one alone, which is the derivative.
     """
     n, c = input.shape[:2]
-    there = flat >= 0
-    stands = latest(flat, height, width) if only_latest else there
-    value = torch.where(stands, input, 0)
-    if only_latest and not only_latest_gradient and input.requires_grad:
-        # The value of `stands`, the gradient of `there`: everything's own value is added and taken away again.
-        kept = torch.where(there & ~stands, input, 0)
-        value = value + torch.where(kept.isfinite(), kept - kept.detach(), 0)
-    output = input.new_zeros((n, c, height * width + 1))
-    output = output.scatter_add(2, (flat + 1).flatten(2), value.flatten(2))
+    places = torch.where(latest(flat, height, width), flat + 1, 0).flatten(2)
+    output = input.new_zeros((n, c, height * width + 1)).scatter(2, places, input.flatten(2))
     return output[:, :, 1:].reshape(n, c, height, width)
+
+
+class _Flat(torch.autograd.Function):
+    """max_unpool2d with torch's gradient: that of an element goes to every input that points at it."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, flat: Tensor, height: int, width: int) -> Tensor:
+        ctx.save_for_backward(flat)
+        return max_unpool2d(input, flat, height, width)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (flat,) = ctx.saved_tensors
+        there = flat >= 0
+        gradient = grad.flatten(2).gather(2, flat.clamp(min=0).flatten(2)).view(flat.shape)
+        return torch.where(there, gradient, 0), None, None, None
+
+
+def max_unpool2d_flat(input: Tensor, flat: Tensor, height: int, width: int) -> Tensor:
+    output: Tensor = _Flat.apply(input, flat, height, width)
+    return output

@@ -33,18 +33,20 @@ inline std::string describe_bad_labels(const std::string& op, const BadData& bad
   return text.str();
 }
 
-// "segops.<op>: 2 indices are outside the output of 7 x 9 or their window of 3 x 3; the first is 9 at [0, 1, 2, 3]". Without
-// a window (a kernel of 0 x 0) the indices are flat ones, and the range of those in the output is told.
+// "segops.<op>: 2 indices are outside their window of 3 x 3, [0, 9), or the output of 7 x 9; the first is 9 at [n, c, y, x] =
+// [0, 1, 2, 3]". Without a window (a kernel of 0 x 0) the indices are flat ones, and the range of those in the output is told.
 inline std::string describe_bad_indices(const std::string& op, const BadData& bad, const std::vector<int64_t>& shape,
                                         int64_t height, int64_t width, int64_t kernel_h, int64_t kernel_w) {
   std::ostringstream text;
-  text << "segops." << op << ": " << bad.count << (bad.count == 1 ? " index is" : " indices are")
-       << " outside the output of " << height << " x " << width;
+  const bool one = bad.count == 1;
+  text << "segops." << op << ": " << bad.count << (one ? " index is" : " indices are") << " outside ";
   if (kernel_h > 0)
-    text << " or " << (bad.count == 1 ? "its" : "their") << " window of " << kernel_h << " x " << kernel_w;
+    text << (one ? "its" : "their") << " window of " << kernel_h << " x " << kernel_w << ", [0, " << kernel_h * kernel_w
+         << "), or the output of " << height << " x " << width;
   else
-    text << ", [0, " << height * width << ")";
-  text << "; the first is " << bad.value << " at " << describe_position(bad.position, shape);
+    text << "the output of " << height << " x " << width << ", [0, " << height * width << ")";
+  text << "; the first is " << bad.value << " at " << (shape.size() == 4 ? "[n, c, y, x] = " : "")
+       << describe_position(bad.position, shape);
   return text.str();
 }
 

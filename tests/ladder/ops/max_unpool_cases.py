@@ -83,9 +83,8 @@ CASES = {
     "flat backward": flat("flat_backward", FLOATS, **BAD),
     "no record": [case(op="unpool", record=0, bad=3, **options) for options in ({}, LAST, WINDOWS[0])]
     + [case(op="flat", record=0, bad=3, accumulate=accumulate) for accumulate in (0, 1)],
-    "nothing": [
-        case(op=op, n=0) for op in ("pool", "unpool", "unpool_backward", "flat", "flat_backward")
-    ] + [case(op="flat", n=0, accumulate=1)],
+    "nothing": [case(op=op, n=0) for op in ("pool", "unpool", "unpool_backward", "flat", "flat_backward")]
+    + [case(op="flat", n=0, accumulate=1)],
 }
 #: Several tiles, and strips of several blocks.
 LARGE = {
