@@ -90,7 +90,7 @@ def latest(flat: Tensor, height: int, width: int) -> Tensor:
 
 
 def max_unpool2d(input: Tensor, flat: Tensor, height: int, width: int) -> Tensor:
-    """Zeros [N, C, height, width] with each input at its flat index (dropped at -1); of several at one place the latest.
+    """Zeros [N, C, height, width], each input at its flat index (-1: nowhere); of several at one place the latest.
 
     The gradient goes to that one alone, which is the derivative.
     """
