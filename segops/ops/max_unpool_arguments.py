@@ -54,17 +54,17 @@ def window_of(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: An
 
     Raises:
         TypeError: something that is no int, or no pair of them.
-        ValueError: sizes, strides and dilations below 1, padding below 0 or of more than half a window.
+        ValueError: sizes, strides and dilations below 1, padding below 0 or above half of
+            kernel_size (as in torch, dilation does not count).
     """
     kernel = _pair(op, "kernel_size", kernel_size, 1)
     strides = kernel if stride is None or stride == () or stride == [] else _pair(op, "stride", stride, 1)
     paddings, dilations = _pair(op, "padding", padding, 0), _pair(op, "dilation", dilation, 1)
-    for size, pad, step in zip(kernel, paddings, dilations, strict=True):
-        if pad > ((size - 1) * step + 1) // 2:
-            raise ValueError(
-                f"segops.{op}: padding must be at most half the window's extent, got padding {padding!r} "
-                f"for kernel_size {kernel_size!r} with dilation {dilation!r}"
-            )
+    if any(pad > size // 2 for pad, size in zip(paddings, kernel, strict=True)):
+        raise ValueError(
+            f"segops.{op}: padding must be at most half of kernel_size, got padding {padding!r} "
+            f"for kernel_size {kernel_size!r}"
+        )
     return [*kernel, *strides, *paddings, *dilations]
 
 

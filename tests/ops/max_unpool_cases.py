@@ -43,7 +43,7 @@ CASES: dict[str, Case] = {
     "3x3 s1": Case((1, 4, 6, 7), 3, 1, 1),
     "stride above kernel": Case((1, 3, 9, 14), 2, 3),
     "stride above kernel, ceil": Case((1, 3, 8, 11), (1, 2), (3, 4), 0, 1, True),
-    "dilated": Case((1, 3, 9, 11), 3, 1, 2, 2),
+    "dilated": Case((1, 3, 9, 11), 3, 1, 1, 2),
     "dilated past the image": Case((1, 2, 2, 5), 2, 1, 1, (2, 2)),
     "uneven": Case((2, 2, 9, 10), (3, 2), (2, 3), (1, 0), (2, 1), True),
     "kernel of one": Case((1, 3, 4, 5), 1),
