@@ -6,6 +6,8 @@ whose tile it is in; floating-point numbers are added in registers, in row-major
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -170,7 +172,10 @@ def max_unpool2d(
             INTERPRETING=INTERPRETING,
             **blocks,
         )
-    return output, _record(seen, indices, on_bad)
+    describe = partial(
+        errors.describe_bad_indices, "max_unpool2d", shape=list(indices.shape), size=(height, width), kernel=window[:2]
+    )
+    return output, _record(seen, indices, on_bad, describe)
 
 
 def max_unpool2d_backward(grad_output: Tensor, indices: Tensor, window: list[int], accumulate: bool) -> Tensor:
@@ -243,7 +248,8 @@ def max_unpool2d_flat(
     else:
         moved = (_bits(input), latest, _bits(output))
         launch(max_unpool_flat_kernel, programs, input, *moved, c, height, width, in_width, input.stride(), **blocks)
-    return output, _record(seen, indices, on_bad)
+    describe = partial(errors.describe_bad_indices, "max_unpool2d", shape=list(indices.shape), size=(height, width))
+    return output, _record(seen, indices, on_bad, describe)
 
 
 def max_unpool2d_flat_backward(grad_output: Tensor, indices: Tensor) -> Tensor:
@@ -271,7 +277,7 @@ def max_unpool2d_flat_backward(grad_output: Tensor, indices: Tensor) -> Tensor:
     return grad_input
 
 
-def _record(seen: Tensor, indices: Tensor, on_bad: int) -> Tensor:
+def _record(seen: Tensor, indices: Tensor, on_bad: int, describe: Callable[[int, int, int], str]) -> Tensor:
     """The record of bad indices, and what `on_bad` asks for. Reading the record would wait for a device."""
     record = torch.empty(3, dtype=torch.int64, device=seen.device)
     launch(max_unpool_record_kernel, 1, seen, indices, seen, record, *indices.shape[1:], indices.stride())
@@ -285,7 +291,5 @@ def _record(seen: Tensor, indices: Tensor, on_bad: int) -> Tensor:
     if on_bad == errors.COUNT:
         errors.count_bad_data(count)
     elif count:
-        raise RuntimeError(
-            f"segops.max_unpool2d: {count} indices point nowhere; the first is {value} at flat position {position}"
-        )
+        raise RuntimeError(describe(count, position, value))
     return record

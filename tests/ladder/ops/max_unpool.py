@@ -82,18 +82,28 @@ TRAFFIC = (
 
 LIMITS = (
     Limit("max_unpool_begin_record", 16),
+    # One thread.
     Limit("max_unpool_end_record<.*>", 40, calls=INDEX),
-    Limit("max_unpool_pairs<.*>", 64, at_least={"stg128": 2}),
-    Limit("max_unpool_squares<.*>", 96, at_least={"stg128": 4}),
-    Limit("max_unpool_gather<.*>", 64),
-    Limit("max_unpool_check<.*>", 64),
-    Limit("max_unpool_pairs_backward<.*>", 64, at_least={"ldg128": 2}),
+    # 16 bytes of bytes are unpacked; positions of bad ones are 64 bits wide.
+    Limit("max_unpool_pairs<unsigned char>", 96, at_least={"stg128": 2}),
+    Limit("max_unpool_pairs<.*>", 64, at_least={"stg128": 2, "ldg64": 1}),
+    Limit("max_unpool_squares<.*>", 96, at_least={"stg128": 4, "ldg128": 1}),
+    Limit("max_unpool_gather<.*, 1, .*>", 64),
+    Limit("max_unpool_gather<.*>", 64, at_least={"stg128": 1, "ldg128": 1}),
+    Limit("max_unpool_check<1, .*>", 64),
+    Limit("max_unpool_check<.*>", 96, at_least={"ldg128": 1}),
+    Limit("max_unpool_pairs_backward<.*>", 64, at_least={"ldg128": 2, "stg64": 1}),
     Limit("max_unpool_squares_backward<.*>", 64, at_least={"ldg128": 4, "stg128": 1}),
     Limit("max_unpool_pick<.*>", 64),
-    Limit("max_pool_pairs<.*>", 64, at_least={"ldg128": 2}),
-    Limit("max_pool<.*, 1>", 48),
+    Limit("max_pool_pairs<.*>", 64, at_least={"ldg128": 2, "stg64": 1}),
+    Limit("max_pool<.*, 1>", 64),
     Limit("max_pool<.*>", 64, at_least={"ldg128": 1, "stg128": 1}),
-    Limit("max_unpool_flat_.*", 64, calls=COLLECTIVES),
+    Limit("max_unpool_flat_clear", 32, at_least={"stg128": 1}),
+    # A warp for each plane.
+    Limit("max_unpool_flat_sum<.*>", 96, calls=COLLECTIVES),
+    Limit("max_unpool_flat_write<.*, 1, .*>", 64),
+    Limit("max_unpool_flat_write<.*>", 64, at_least={"stg128": 1}),
+    Limit("max_unpool_flat_(?:claim|(?:round|pick)<.*>)", 64),
     # Nine taps are on their way at once; in the backward pass each element has four windows of its own.
     Limit(r"triton max_pool \(3x3, .*\)", 128, at_least={"stg128": 1}),
     Limit(r"triton max_pool \(2x2, .*\)", 64, at_least={"ldg128": 4, "stg128": 1}),

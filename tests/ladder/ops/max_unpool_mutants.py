@@ -16,7 +16,7 @@ MUTANTS = (
     Mutant(
         "pool: integers compared as floats", WRONG, POOL, "return value;", "return static_cast<float>(value);", (3,)
     ),
-    Mutant("pool: begins with zero", "wrong start", POOL, "!started || wins", "wins", (3,)),
+    Mutant("pool: begins with zero", "wrong start", POOL, "!started || wins", "(started && false) || wins", (3,)),
     Mutant(
         "pool: taps beside the image",
         "read one past the row",
@@ -30,7 +30,7 @@ MUTANTS = (
         "read one past the image",
         POOL,
         "2 * (place.row + r) + 1 < height",
-        "true",
+        "2 * (place.row + r) + 1 <= height",
         (3, 4, 5),
     ),
     Mutant(
@@ -106,7 +106,7 @@ MUTANTS = (
         (3,),
     ),
     Mutant("flat sums: no barrier of the warp", "missing barrier", FLAT, "SYNC_WARP();", "", (4,)),
-    Mutant("flat sums: all lanes store", "two writers", FLAT, "if (is_first)", "if (to != kNowhere)", (4,)),
+    Mutant("flat sums: all lanes store", "two writers", FLAT, "if (is_first)", "if (is_first || to != kNowhere)", (4,)),
     Mutant(
         "flat backward: after the plane",
         "index not checked",
