@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segops import _library, errors
+from segops.ops.max_unpool_arguments import pooled_length
 from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, launch
 from segops.triton.max_unpool_flat import (
     max_unpool_flat_backward_kernel,
@@ -55,12 +56,6 @@ class _Axis(NamedTuple):
         """How many windows reach one position at most."""
         return -(-self.kernel // self.stride) if self.dilation == 1 else self.kernel
 
-    def windows(self, size: int, ceil_mode: bool) -> int:
-        """As torch counts them."""
-        room = size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1
-        count = (room + (self.stride - 1 if ceil_mode else 0)) // self.stride + 1
-        return count - int(ceil_mode and (count - 1) * self.stride >= size + self.padding)
-
     def inside(self, windows: int, size: int) -> bool:
         """Whether no tap of any window is outside the image."""
         last = (windows - 1) * self.stride + (self.kernel - 1) * self.dilation
@@ -98,7 +93,7 @@ def _check_sizes(op: str, *images: tuple[int, ...]) -> None:
 def max_pool2d(input: Tensor, window: list[int], ceil_mode: bool) -> tuple[Tensor, Tensor]:
     vertical, horizontal = _axes(window)
     in_height, in_width = input.shape[2:]
-    height, width = vertical.windows(in_height, ceil_mode), horizontal.windows(in_width, ceil_mode)
+    height, width = pooled_length(in_height, vertical, ceil_mode), pooled_length(in_width, horizontal, ceil_mode)
     _check_sizes("max_pool2d", (in_height, in_width), (height, width))
     output = empty_like_format(input, height, width)
     indices = empty_like_format(input, height, width, torch.uint8)
