@@ -93,7 +93,7 @@ def _check_sizes(op: str, *images: tuple[int, ...]) -> None:
 def max_pool2d(input: Tensor, window: list[int], ceil_mode: bool) -> tuple[Tensor, Tensor]:
     vertical, horizontal = _axes(window)
     in_height, in_width = input.shape[2:]
-    height, width = pooled_length(in_height, vertical, ceil_mode), pooled_length(in_width, horizontal, ceil_mode)
+    height, width = pooled_length(in_height, window[::2], ceil_mode), pooled_length(in_width, window[1::2], ceil_mode)
     _check_sizes("max_pool2d", (in_height, in_width), (height, width))
     output = empty_like_format(input, height, width)
     indices = empty_like_format(input, height, width, torch.uint8)
