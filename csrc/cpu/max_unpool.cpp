@@ -1,0 +1,102 @@
+// max_pool2d, max_unpool2d with window-local and with flat indices, and their transposes.
+#include "segops/max_unpool.h"
+
+#include "isa.h"
+#include "max_unpool_flat.h"
+#include "max_unpool_taps.h"
+
+namespace segops::SEGOPS_ISA {
+namespace {
+
+// Calls body(a value of an unsigned type of the size of `dtype`).
+template <class Body>
+Status as_bits(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::uint8:
+    case Dtype::int8: return body(uint8_t{});
+    case Dtype::bfloat16:
+    case Dtype::float16:
+    case Dtype::int16: return body(uint16_t{});
+    case Dtype::float32:
+    case Dtype::int32: return body(uint32_t{});
+    case Dtype::float64:
+    case Dtype::int64: return body(uint64_t{});
+  }
+  return Status::unsupported;
+}
+
+// Calls body(a value of the floating-point type `dtype`).
+template <class Body>
+Status as_float(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::float32: return body(float{});
+    case Dtype::float64: return body(double{});
+    case Dtype::bfloat16: return body(BFloat16{});
+    case Dtype::float16: return body(Float16{});
+    default: return Status::unsupported;
+  }
+}
+
+}  // namespace
+
+Status max_pool2d(const MaxPool& p, const Parallel& parallel) {
+  switch (p.dtype) {
+    case Dtype::uint8: return pool_image<uint8_t>(p, parallel);
+    case Dtype::int8: return pool_image<int8_t>(p, parallel);
+    case Dtype::int16: return pool_image<int16_t>(p, parallel);
+    case Dtype::int32: return pool_image<int32_t>(p, parallel);
+    case Dtype::int64: return pool_image<int64_t>(p, parallel);
+    default: return as_float(p.dtype, [&](auto element) { return pool_image<decltype(element)>(p, parallel); });
+  }
+}
+
+Status max_unpool2d(const MaxUnpool& p, const Parallel& parallel) {
+  const BadIndices bad(parallel);
+  if (!bad.allocated()) return Status::out_of_memory;
+  const auto sum = [&](auto element) {
+    using Element = decltype(element);
+    unpool_singly<Element, typename Accumulation<Element>::type, true>(p, bad, parallel);
+    return Status::ok;
+  };
+  const auto move = [&](auto bits) {
+    unpool_singly<decltype(bits), decltype(bits), false>(p, bad, parallel);
+    return Status::ok;
+  };
+  const Status status = p.accumulate ? as_float(p.dtype, sum) : as_bits(p.dtype, move);
+  bad.report(p.bad_indices);
+  return status;
+}
+
+Status max_unpool2d_backward(const MaxUnpoolBackward& p, const Parallel& parallel) {
+  return as_bits(p.dtype, [&](auto bits) { return pick_image<decltype(bits)>(p, parallel); });
+}
+
+Status max_unpool2d_flat(const MaxUnpoolFlat& p, const Parallel& parallel) {
+  const BadIndices bad(parallel);
+  if (!bad.allocated()) return Status::out_of_memory;
+  const auto sum = [&](auto element) {
+    using Element = decltype(element);
+    return unpool_flat<Element, typename Accumulation<Element>::type, true>(p, bad, parallel);
+  };
+  const auto move = [&](auto bits) { return unpool_flat<decltype(bits), decltype(bits), false>(p, bad, parallel); };
+  const Status status = p.accumulate ? as_float(p.dtype, sum) : as_bits(p.dtype, move);
+  bad.report(p.bad_indices);
+  return status;
+}
+
+Status max_unpool2d_flat_backward(const MaxUnpoolFlatBackward& p, const Parallel& parallel) {
+  return as_bits(p.dtype, [&](auto bits) {
+    pick_flat<decltype(bits)>(p, parallel);
+    return Status::ok;
+  });
+}
+
+}  // namespace segops::SEGOPS_ISA
+
+#ifdef SEGOPS_ISA_IS_BASELINE
+SEGOPS_LAUNCHER(max_pool2d, MaxPool)
+SEGOPS_LAUNCHER(max_unpool2d, MaxUnpool)
+SEGOPS_LAUNCHER(max_unpool2d_backward, MaxUnpoolBackward)
+SEGOPS_LAUNCHER(max_unpool2d_flat, MaxUnpoolFlat)
+SEGOPS_LAUNCHER(max_unpool2d_flat_backward, MaxUnpoolFlatBackward)
+#endif
