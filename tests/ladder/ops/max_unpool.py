@@ -104,6 +104,21 @@ LIMITS = (
     Limit("max_unpool_flat_write<.*, 1, .*>", 64),
     Limit("max_unpool_flat_write<.*>", 64, at_least={"stg128": 1}),
     Limit("max_unpool_flat_(?:claim|(?:round|pick)<.*>)", 64),
+    # Nine taps are on their way at once; in the backward pass each element has four windows of its own.
+    Limit(r"triton max_pool \(3x3, .*\)", 128, at_least={"stg128": 1}),
+    Limit(r"triton max_pool \(2x2, .*\)", 64, at_least={"ldg128": 4, "stg128": 1}),
+    Limit(r"triton max_pool \(.*\)", 64, at_least={"stg128": 1}),
+    # For sm_80 the shuffles behind a branch are a subroutine. It is taken where something points nowhere.
+    Limit(r"triton max_unpool_pairs \(.*\)", 64, at_least={"stg128": 2}, calls=("subroutine",)),
+    Limit(r"triton max_unpool \(.*\)", 64, at_least={"stg128": 1}),
+    Limit(r"triton max_unpool_check \(.*\)", 48),
+    Limit(r"triton max_unpool_backward \(3x3, .*\)", 128, at_least={"stg128": 1}),
+    Limit(r"triton max_unpool_backward \(.*\)", 48, at_least={"stg128": 1}),
+    Limit(r"triton max_unpool_flat_mark \(.*\)", 64, at_least={"ldg128": 2}, calls=("subroutine",)),
+    Limit(r"triton max_unpool_flat_sum \(.*\)", 128, at_least={"stg128": 1}),
+    Limit(r"triton max_unpool_flat(_backward)? \(.*\)", 64, at_least={"ldg128": 2, "stg128": 1}),
+    # One element, found by divisions of 64 bits.
+    Limit(r"triton max_unpool_record \(.*\)", 48, calls=("subroutine",)),
 )
 
 OPERATOR = Operator(
