@@ -3,7 +3,7 @@
 
 #include "isa.h"
 #include "max_unpool_flat.h"
-#include "max_unpool_single.h"
+#include "max_unpool_taps.h"
 
 namespace segops::SEGOPS_ISA {
 namespace {
@@ -37,22 +37,16 @@ Status as_float(Dtype dtype, const Body& body) {
   }
 }
 
-template <class Element>
-Status pool(const MaxPool& p, const Parallel& parallel) {
-  pool_singly<Element>(p, parallel);
-  return Status::ok;
-}
-
 }  // namespace
 
 Status max_pool2d(const MaxPool& p, const Parallel& parallel) {
   switch (p.dtype) {
-    case Dtype::uint8: return pool<uint8_t>(p, parallel);
-    case Dtype::int8: return pool<int8_t>(p, parallel);
-    case Dtype::int16: return pool<int16_t>(p, parallel);
-    case Dtype::int32: return pool<int32_t>(p, parallel);
-    case Dtype::int64: return pool<int64_t>(p, parallel);
-    default: return as_float(p.dtype, [&](auto element) { return pool<decltype(element)>(p, parallel); });
+    case Dtype::uint8: return pool_image<uint8_t>(p, parallel);
+    case Dtype::int8: return pool_image<int8_t>(p, parallel);
+    case Dtype::int16: return pool_image<int16_t>(p, parallel);
+    case Dtype::int32: return pool_image<int32_t>(p, parallel);
+    case Dtype::int64: return pool_image<int64_t>(p, parallel);
+    default: return as_float(p.dtype, [&](auto element) { return pool_image<decltype(element)>(p, parallel); });
   }
 }
 
@@ -74,10 +68,7 @@ Status max_unpool2d(const MaxUnpool& p, const Parallel& parallel) {
 }
 
 Status max_unpool2d_backward(const MaxUnpoolBackward& p, const Parallel& parallel) {
-  return as_bits(p.dtype, [&](auto bits) {
-    pick_singly<decltype(bits)>(p, parallel);
-    return Status::ok;
-  });
+  return as_bits(p.dtype, [&](auto bits) { return pick_image<decltype(bits)>(p, parallel); });
 }
 
 Status max_unpool2d_flat(const MaxUnpoolFlat& p, const Parallel& parallel) {

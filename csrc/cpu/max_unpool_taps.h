@@ -1,0 +1,381 @@
+// Kernels that read the taps of windows: max_pool2d, and the transpose of max_unpool2d. Compiled into every ISA namespace.
+//
+// Neighbouring windows of a dense row (neighbouring channels of a dense pixel) are lanes of a vector. So that a tap of
+// neighbouring windows is a vector in memory, a row is split by the remainder of its columns by the stride. A visitor sees
+// the taps of a vector of windows in row-major order.
+#pragma once
+#include "max_unpool_single.h"
+#include "upsample_nearest_move.h"
+
+namespace segops::SEGOPS_ISA {
+namespace {
+
+// Element as the vectors hold it, and which value takes the place of the maximum so far: a larger one, or NaN.
+template <class Element>
+struct Compared {
+  using Memory = Element;
+  static constexpr bool kFloat = Element(0.5) != Element(0);
+  static Memory lowest() {
+    if constexpr (kFloat)
+      return -static_cast<Element>(__builtin_inf());
+    else
+      return Element(-1) > Element(0) ? Element(0) : static_cast<Element>(Element(1) << (8 * sizeof(Element) - 1));
+  }
+  template <int kLanes>
+  static SEGOPS_MEMBER auto wins(Vec<Memory, kLanes> value, Vec<Memory, kLanes> most) {
+    if constexpr (kFloat)
+      return (value > most) | (value != value);
+    else
+      return value > most;
+  }
+};
+
+// 16-bit floating point: sign and magnitude become an integer of the same order, in which both zeros are 0.
+template <uint16_t kInfinity>
+struct ComparedBits {
+  using Memory = uint16_t;
+  static Memory lowest() { return kInfinity | 0x8000u; }
+  template <int kLanes>
+  static SEGOPS_MEMBER auto wins(Vec<Memory, kLanes> value, Vec<Memory, kLanes> most) {
+    using Key = Vec<int16_t, kLanes>;
+    const Key value_magnitude = reinterpret_cast<Key>(value & uint16_t{0x7fff});
+    const Key most_magnitude = reinterpret_cast<Key>(most & uint16_t{0x7fff});
+    const Key value_sign = reinterpret_cast<Key>(value) >> 15, most_sign = reinterpret_cast<Key>(most) >> 15;
+    const auto larger = (value_magnitude ^ value_sign) - value_sign > (most_magnitude ^ most_sign) - most_sign;
+    constexpr int16_t kLimit = kInfinity;
+    return (larger & (most_magnitude <= kLimit)) | (value_magnitude > kLimit);
+  }
+};
+template <>
+struct Compared<BFloat16> : ComparedBits<0x7f80> {};
+template <>
+struct Compared<Float16> : ComparedBits<0x7c00> {};
+
+// An integer of an element's size, for lanes of tap numbers.
+template <int kBytes>
+struct TapNumber {
+  using type = typename IntOfSize<kBytes>::type;
+};
+template <>
+struct TapNumber<1> {
+  using type = uint8_t;
+};
+
+template <int kLanes>
+struct Lanes {
+  static constexpr int kValue = kLanes;
+};
+
+template <class Number, int kLanes>
+SEGOPS_INLINE Vec<Number, kLanes> load_indices(const uint8_t* p) {
+  return __builtin_convertvector(*reinterpret_cast<const Unaligned<uint8_t, kLanes>*>(p), Vec<Number, kLanes>);
+}
+
+// The maximum and where it is. first: the first tap inside the image, for windows whose every tap is the lowest value.
+template <class Element, int kLanes>
+struct PoolVisitor {
+  using Memory = typename Compared<Element>::Memory;
+  using Number = typename TapNumber<sizeof(Memory)>::type;
+  Vec<Memory, kLanes> most;
+  Vec<Number, kLanes> index;
+
+  SEGOPS_MEMBER explicit PoolVisitor(Vec<Number, kLanes> first)
+      : most(broadcast<kLanes, Memory>(Compared<Element>::lowest())), index(first) {}
+  SEGOPS_MEMBER void tap(int64_t number, Vec<Memory, kLanes> value) {
+    const auto wins = Compared<Element>::template wins<kLanes>(value, most);
+    most = wins ? value : most;
+    index = wins ? broadcast<kLanes, Number>(static_cast<Number>(number)) : index;
+  }
+  SEGOPS_MEMBER void finish(Memory* output, uint8_t* indices) const {
+    *reinterpret_cast<Unaligned<Memory, kLanes>*>(output) = most;
+    *reinterpret_cast<Unaligned<uint8_t, kLanes>*>(indices) = __builtin_convertvector(index, Vec<uint8_t, kLanes>);
+  }
+};
+
+// The tap that an index tells.
+template <class U, int kLanes>
+struct PickVisitor {
+  using Number = typename TapNumber<sizeof(U)>::type;
+  Vec<Number, kLanes> index;
+  Vec<U, kLanes> picked{};
+
+  SEGOPS_MEMBER explicit PickVisitor(Vec<Number, kLanes> indices) : index(indices) {}
+  SEGOPS_MEMBER void tap(int64_t number, Vec<U, kLanes> value) {
+    picked = index == broadcast<kLanes, Number>(static_cast<Number>(number)) ? value : picked;
+  }
+  SEGOPS_MEMBER void finish(U* output, uint8_t*) const { *reinterpret_cast<Unaligned<U, kLanes>*>(output) = picked; }
+};
+
+// Columns 0, 2, 4.. (odd: 1, 3, 5..) of two vectors.
+template <class U, int kLanes>
+SEGOPS_INLINE Vec<U, kLanes> every_other(Vec<U, kLanes> a, Vec<U, kLanes> b, int odd) {
+  using Number = typename TapNumber<sizeof(U)>::type;
+  Vec<Number, kLanes> lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<Number>(2 * i + odd);
+  return permute<U, kLanes>(a, b, lanes);
+}
+
+// Windows of 2 x 2 that tile the rows `upper` and `lower`: `count` (at least kLanes) of them.
+template <class Visitor, class U, int kLanes, class Start, class Finish>
+SEGOPS_INLINE void visit_pairs(const U* upper, const U* lower, int64_t count, const Start& start, const Finish& finish) {
+  for (int64_t at = 0; at < count; at += kLanes) {
+    const int64_t x = at < count - kLanes ? at : count - kLanes;
+    const auto vector = [&](const U* row, int half) {
+      return *reinterpret_cast<const Unaligned<U, kLanes>*>(row + 2 * x + half * kLanes);
+    };
+    Visitor visitor(start(x));
+    const Vec<U, kLanes> a = vector(upper, 0), b = vector(upper, 1), c = vector(lower, 0), d = vector(lower, 1);
+    visitor.tap(0, every_other<U, kLanes>(a, b, 0));
+    visitor.tap(1, every_other<U, kLanes>(a, b, 1));
+    visitor.tap(2, every_other<U, kLanes>(c, d, 0));
+    visitor.tap(3, every_other<U, kLanes>(c, d, 1));
+    finish(x, visitor);
+  }
+}
+
+// Rows of one image, split by phase: tap kx of window x is at row[offset(kx) + x], `fill` where it is outside.
+template <class U>
+class SplitRows {
+ public:
+  static constexpr int64_t kPad = SEGOPS_VECTOR_BYTES / sizeof(U);
+
+  SplitRows(const WindowAxis& vertical, const WindowAxis& horizontal, int64_t windows, int64_t width, U fill)
+      : axis_(horizontal),
+        width_(width),
+        fill_(fill),
+        slots_((vertical.kernel - 1) * vertical.dilation + 1),
+        extent_((windows + (horizontal.kernel - 1) * horizontal.dilation / horizontal.stride + 2 * kPad) / kPad * kPad) {}
+
+  int64_t bytes() const {
+    const int64_t all =
+        slots_ * axis_.stride * extent_ * static_cast<int64_t>(sizeof(U)) + slots_ * int64_t{sizeof(int64_t)};
+    return (all + 63) / 64 * 64;
+  }
+  int64_t offset(int64_t kx) const {
+    return kx * axis_.dilation % axis_.stride * extent_ + kx * axis_.dilation / axis_.stride;
+  }
+  void forget(char* scratch) const {
+    for (int64_t slot = 0; slot < slots_; ++slot) held(scratch)[slot] = -1;
+  }
+
+  // Row y, whose elements are `stride` apart.
+  const U* split(char* scratch, const U* row, int64_t stride, int64_t y) const {
+    const int64_t slot = y % slots_;
+    U* const to = reinterpret_cast<U*>(scratch) + slot * axis_.stride * extent_;
+    if (held(scratch)[slot] == y) return to;
+    held(scratch)[slot] = y;
+    if (axis_.stride == 2 && stride == 1) return split_in_two(row, to), to;
+    for (int64_t phase = 0; phase < axis_.stride; ++phase) split_one(row, stride, phase, to);
+    return to;
+  }
+
+ private:
+  int64_t* held(char* scratch) const {
+    return reinterpret_cast<int64_t*>(scratch + slots_ * axis_.stride * extent_ * static_cast<int64_t>(sizeof(U)));
+  }
+
+  // The places q of a phase whose columns q * stride + phase - padding are inside: [begin, end).
+  int64_t begin(int64_t phase) const { return places(axis_.padding - phase); }
+  int64_t end(int64_t phase) const {
+    const int64_t last = places(width_ + axis_.padding - phase);
+    return last < extent_ ? last : extent_;
+  }
+  int64_t places(int64_t columns) const { return columns > 0 ? (columns + axis_.stride - 1) / axis_.stride : 0; }
+
+  void fill_outside(int64_t phase, U* to) const {
+    for (int64_t q = 0; q < begin(phase) && q < extent_; ++q) to[q] = fill_;
+    for (int64_t q = end(phase); q < extent_; ++q) to[q] = fill_;
+  }
+
+  void split_one(const U* row, int64_t stride, int64_t phase, U* to) const {
+    to += phase * extent_;
+    fill_outside(phase, to);
+    const int64_t last = end(phase), step = axis_.stride * stride, shift = (phase - axis_.padding) * stride;
+    for (int64_t q = begin(phase); q < last; ++q) to[q] = row[q * step + shift];
+  }
+
+  void split_in_two(const U* row, U* to) const {
+    constexpr int kLanes = kPad;
+    const auto vector = [&](int64_t column) { return *reinterpret_cast<const Unaligned<U, kLanes>*>(row + column); };
+    U *const even = to, *const odd = to + extent_;
+    fill_outside(0, even);
+    fill_outside(1, odd);
+    int64_t q = begin(0) > begin(1) ? begin(0) : begin(1);
+    if (begin(1) < q && begin(1) < end(1)) odd[begin(1)] = row[2 * begin(1) + 1 - axis_.padding];
+    const int64_t last = end(0) < end(1) ? end(0) : end(1);
+    for (; q + kLanes <= last; q += kLanes) {
+      const int64_t column = 2 * q - axis_.padding;
+      const Vec<U, kLanes> a = vector(column), b = vector(column + kLanes);
+      *reinterpret_cast<Unaligned<U, kLanes>*>(even + q) = every_other<U, kLanes>(a, b, 0);
+      *reinterpret_cast<Unaligned<U, kLanes>*>(odd + q) = every_other<U, kLanes>(a, b, 1);
+    }
+    for (int64_t i = q; i < end(0); ++i) even[i] = row[2 * i - axis_.padding];
+    for (int64_t i = q; i < end(1); ++i) odd[i] = row[2 * i + 1 - axis_.padding];
+  }
+
+  WindowAxis axis_;
+  int64_t width_;
+  U fill_;
+  int64_t slots_, extent_;
+};
+
+inline bool is_pair(const WindowAxis& axis) {
+  return axis.kernel == 2 && axis.stride == 2 && axis.padding == 0 && axis.dilation == 1;
+}
+
+// Visits the windows of dense rows. image, windows: read and written; numbers(band, y, x): what visitors start with.
+template <template <class, int> class Visitor, class Element, class U, class Start>
+Status visit_rows(const ConstPlanes& image, const Planes& windows, const PlanesOf<uint8_t>& indices,
+                  const WindowAxis& vertical, const WindowAxis& horizontal, U fill, const Parallel& parallel,
+                  const Start& start) {
+  constexpr int kNative = kNativeLanes<U>;
+  using Own = Visitor<Element, kNative>;
+  const SplitRows<U> rows(vertical, horizontal, windows.width, image.width, fill);
+  const bool pairs = is_pair(vertical) && is_pair(horizontal) && 2 * windows.width <= image.width &&
+                     windows.width >= kNative && 2 * windows.height <= image.height;
+  const int64_t own = pairs ? 0 : rows.bytes() + (vertical.kernel + horizontal.kernel) * 8;
+  const Memory scratch(parallel.workers * own, false);
+  if (!scratch.data) return Status::out_of_memory;
+  const int64_t bytes = image.batch * image.channels * image.height * image.width * static_cast<int64_t>(sizeof(U));
+  for_each_band(windows, false, windows.height, bytes, parallel, [&](const Band& b) {
+    char* const mine = scratch.data + b.worker * own;
+    const U* const plane = row_of<const U>(image, b, 0);
+    if (!pairs) rows.forget(mine);
+    const U** const taps = reinterpret_cast<const U**>(mine + rows.bytes());
+    int64_t* const offsets = reinterpret_cast<int64_t*>(taps + vertical.kernel);
+    for (int64_t kx = 0; kx < horizontal.kernel && !pairs; ++kx) offsets[kx] = rows.offset(kx);
+    for (int64_t y = b.begin; y < b.end; ++y) {
+      U* const to = row_of<U>(windows, b, y);
+      uint8_t* const to_indices = indices.data ? row_of<uint8_t>(indices, b, y) : nullptr;
+      const Taps inside = taps_inside(vertical, y, image.height);
+      const auto begin = [&](int64_t x) { return start(b, inside.begin, y, x, windows.width - x); };
+      if (pairs) {
+        const U* const upper = plane + 2 * y * image.stride_h;
+        visit_pairs<Own, U, kNative>(upper, upper + image.stride_h, windows.width, begin,
+                                     [&](int64_t x, const Own& visitor) { visitor.finish(to + x, to_indices + x); });
+        continue;
+      }
+      for (int64_t ky = inside.begin; ky < inside.end; ++ky) {
+        const int64_t row = tap_position(vertical, y, ky);
+        taps[ky] = rows.split(mine, plane + row * image.stride_h, image.stride_w, row);
+      }
+      for (int64_t x = 0; x < windows.width; x += kNative) {
+        Own visitor(begin(x));
+        for (int64_t ky = inside.begin; ky < inside.end; ++ky)
+          for (int64_t kx = 0; kx < horizontal.kernel; ++kx)
+            visitor.tap(ky * horizontal.kernel + kx,
+                        *reinterpret_cast<const Unaligned<U, kNative>*>(taps[ky] + offsets[kx] + x));
+        if (x + kNative <= windows.width) {
+          visitor.finish(to + x, to_indices + x);
+        } else {
+          U values[kNative];
+          uint8_t numbers[kNative];
+          visitor.finish(values, numbers);
+          const size_t rest = static_cast<size_t>(windows.width - x);
+          __builtin_memcpy(to + x, values, rest * sizeof(U));
+          if (to_indices) __builtin_memcpy(to_indices + x, numbers, rest);
+        }
+      }
+    }
+  });
+  return Status::ok;
+}
+
+// Visits the windows of dense pixels, kLanes channels (there are as many) at a time.
+template <template <class, int> class Visitor, class Element, class U, int kLanes, class Start>
+void visit_pixels(const ConstPlanes& image, const Planes& windows, const PlanesOf<uint8_t>& indices,
+                  const WindowAxis& vertical, const WindowAxis& horizontal, const Parallel& parallel, const Start& start) {
+  const int64_t bytes = image.batch * image.channels * image.height * image.width * static_cast<int64_t>(sizeof(U));
+  for_each_band(windows, true, windows.height, bytes, parallel, [&](const Band& b) {
+    for (int64_t y = b.begin; y < b.end; ++y) {
+      const Taps rows = taps_inside(vertical, y, image.height);
+      const U* const first = row_of<const U>(image, b, tap_position(vertical, y, 0));
+      for (int64_t x = 0; x < windows.width; ++x) {
+        const Taps columns = taps_inside(horizontal, x, image.width);
+        const U* const pixel = first + tap_position(horizontal, x, 0) * image.stride_w;
+        U* const to = row_of<U>(windows, b, y) + x * windows.stride_w;
+        uint8_t* const to_indices = indices.data ? row_of<uint8_t>(indices, b, y) + x * indices.stride_w : nullptr;
+        for (int64_t i = 0; i < windows.channels; i += kLanes) {
+          const int64_t c = i < windows.channels - kLanes ? i : windows.channels - kLanes;
+          Visitor<Element, kLanes> visitor(start(b, rows.begin * horizontal.kernel + columns.begin, y, x, c));
+          for (int64_t ky = rows.begin; ky < rows.end; ++ky) {
+            const U* tap =
+                pixel + ky * vertical.dilation * image.stride_h + columns.begin * horizontal.dilation * image.stride_w;
+            for (int64_t kx = columns.begin; kx < columns.end; ++kx, tap += horizontal.dilation * image.stride_w)
+              visitor.tap(ky * horizontal.kernel + kx, *reinterpret_cast<const Unaligned<U, kLanes>*>(tap + c));
+          }
+          visitor.finish(to + c, to_indices + c);
+        }
+      }
+    }
+  });
+}
+
+template <class Element>
+Status pool_image(const MaxPool& p, const Parallel& parallel) {
+  using U = typename Compared<Element>::Memory;
+  using Number = typename TapNumber<sizeof(U)>::type;
+  constexpr int kNative = kNativeLanes<U>, kLeast = 16 / sizeof(U);
+  if (p.input.stride_w == 1 && p.output.stride_w == 1 && p.indices.stride_w == 1) {
+    // The first column tap inside the image, for every window.
+    const Memory firsts(p.output.width + SEGOPS_VECTOR_BYTES);
+    if (!firsts.data) return Status::out_of_memory;
+    uint8_t* const first = reinterpret_cast<uint8_t*>(firsts.data);
+    for (int64_t x = 0; x < p.output.width; ++x)
+      first[x] = static_cast<uint8_t>(taps_inside(p.horizontal, x, p.input.width).begin);
+    return visit_rows<PoolVisitor, Element, U>(
+        p.input, p.output, p.indices, p.vertical, p.horizontal, Compared<Element>::lowest(), parallel,
+        [&](const Band&, int64_t row, int64_t, int64_t x, int64_t) {
+          return load_indices<Number, kNative>(first + x) + static_cast<Number>(row * p.horizontal.kernel);
+        });
+  }
+  const auto pixels = [&](auto lanes) {
+    constexpr int kLanes = decltype(lanes)::kValue;
+    visit_pixels<PoolVisitor, Element, U, kLanes>(p.input, p.output, p.indices, p.vertical, p.horizontal, parallel,
+                                                  [](const Band&, int64_t first, int64_t, int64_t, int64_t) {
+                                                    return broadcast<kLanes, Number>(static_cast<Number>(first));
+                                                  });
+    return Status::ok;
+  };
+  const bool last = both_channels_last(p.input, p.output) && p.indices.stride_c == 1;
+  if (last && p.output.channels >= kNative) return pixels(Lanes<kNative>{});
+  if (last && p.output.channels >= kLeast) return pixels(Lanes<kLeast>{});
+  pool_singly<Element>(p, parallel);
+  return Status::ok;
+}
+
+// Whether no two windows share an element.
+inline bool apart(const WindowAxis& axis) { return (axis.kernel - 1) * axis.dilation < axis.stride; }
+
+template <class U>
+Status pick_image(const MaxUnpoolBackward& p, const Parallel& parallel) {
+  using Number = typename TapNumber<sizeof(U)>::type;
+  constexpr int kNative = kNativeLanes<U>, kLeast = 16 / sizeof(U);
+  const bool alone = p.accumulate || (apart(p.vertical) && apart(p.horizontal));
+  if (alone && p.grad_output.stride_w == 1 && p.grad_input.stride_w == 1 && p.indices.stride_w == 1)
+    return visit_rows<PickVisitor, U, U>(p.grad_output, p.grad_input, PlanesOf<uint8_t>{}, p.vertical, p.horizontal, U{},
+                                         parallel, [&](const Band& b, int64_t, int64_t y, int64_t x, int64_t left) {
+                                           const uint8_t* const from = row_of<const uint8_t>(p.indices, b, y) + x;
+                                           if (left >= kNative) return load_indices<Number, kNative>(from);
+                                           uint8_t rest[kNative] = {};
+                                           __builtin_memcpy(rest, from, static_cast<size_t>(left));
+                                           return load_indices<Number, kNative>(rest);
+                                         });
+  const auto pixels = [&](auto lanes) {
+    constexpr int kLanes = decltype(lanes)::kValue;
+    visit_pixels<PickVisitor, U, U, kLanes>(
+        p.grad_output, p.grad_input, PlanesOf<uint8_t>{}, p.vertical, p.horizontal, parallel,
+        [&](const Band& b, int64_t, int64_t y, int64_t x, int64_t c) {
+          return load_indices<Number, kLanes>(row_of<const uint8_t>(p.indices, b, y) + x * p.indices.stride_w + c);
+        });
+    return Status::ok;
+  };
+  const bool last = alone && both_channels_last(p.grad_output, p.grad_input) && p.indices.stride_c == 1;
+  if (last && p.grad_input.channels >= kNative) return pixels(Lanes<kNative>{});
+  if (last && p.grad_input.channels >= kLeast) return pixels(Lanes<kLeast>{});
+  pick_singly<U>(p, parallel);
+  return Status::ok;
+}
+
+}  // namespace
+}  // namespace segops::SEGOPS_ISA
