@@ -5,6 +5,7 @@ from segops.config import show_config
 from segops.errors import check_errors, take_bad_data_count
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
 from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
+from segops.ops.max_unpool import flat_to_local_indices, local_to_flat_indices, max_pool2d, max_unpool2d
 from segops.ops.upsample_argmax import upsample_argmax
 from segops.ops.upsample_bilinear import upsample_bilinear2d, upsample_cat
 from segops.ops.upsample_nearest import bed_of_nails2d, upsample_nearest2d
@@ -18,6 +19,10 @@ __all__ = [
     "check_errors",
     "deep_supervision_loss",
     "dice_ce_loss",
+    "flat_to_local_indices",
+    "local_to_flat_indices",
+    "max_pool2d",
+    "max_unpool2d",
     "nn",
     "ops",
     "show_config",

@@ -10,6 +10,8 @@ a record: there a CPU op raises by itself, and the device adds up what it has se
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -34,16 +36,16 @@ _library.define_op(
 )
 
 
+#: What a record (count, position, value) tells: the text of an error.
+Describe = Callable[[int, int, int], str]
+
+
 class _Pending(NamedTuple):
     """A record on its way from a device."""
 
     arrived: Any  # an event
-    device: torch.device
     record: Tensor  # pinned
-    op: str
-    shape: list[int]
-    classes: int
-    ignore_index: int
+    describe: Describe
 
 
 _pending: list[_Pending] = []
@@ -66,6 +68,20 @@ def _in_a_graph(like: Tensor) -> bool:
 
 def raise_bad_labels(op: str, record: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
     """Raise ValueError if the record of an eager call tells of bad labels; on a device, as soon as it can be known."""
+    _raise_bad(
+        record,
+        partial(describe_bad_labels, op, shape=list(target.shape), classes=classes, ignore_index=ignore_index),
+    )
+
+
+def raise_bad_indices(
+    op: str, record: Tensor, indices: Tensor, size: Sequence[int], kernel: Sequence[int] = (0, 0)
+) -> None:
+    """The same for indices into an output of `size`: of windows of `kernel`, or flat ones without it."""
+    _raise_bad(record, partial(describe_bad_indices, op, shape=list(indices.shape), size=size, kernel=kernel))
+
+
+def _raise_bad(record: Tensor, describe: Describe) -> None:
     if _in_a_graph(record) or isinstance(record, FakeTensor) or record.is_meta:
         return
     if record.is_cuda:
@@ -73,11 +89,10 @@ def raise_bad_labels(op: str, record: Tensor, target: Tensor, classes: int, igno
         host.copy_(record, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(record.device))
-        pending = _Pending(arrived, record.device, host, op, list(target.shape), classes, ignore_index)
         with _pending_lock:
-            _pending.append(pending)
+            _pending.append(_Pending(arrived, host, describe))
         return
-    _raise(_Pending(None, record.device, record, op, list(target.shape), classes, ignore_index))
+    _raise(record, describe)
 
 
 def raise_arrived() -> None:
@@ -89,7 +104,7 @@ def raise_arrived() -> None:
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         return
     while (arrived := _take_arrived()) is not None:
-        _raise(arrived)
+        _raise(arrived.record, arrived.describe)
 
 
 def _take_arrived() -> _Pending | None:
@@ -101,14 +116,10 @@ def _take_arrived() -> _Pending | None:
     return None
 
 
-def _raise(pending: _Pending) -> None:
-    count, position, value = pending.record.tolist()
+def _raise(record: Tensor, describe: Describe) -> None:
+    count, position, value = record.tolist()
     if count:
-        raise ValueError(
-            describe_bad_labels(
-                pending.op, count, position, value, pending.shape, pending.classes, pending.ignore_index
-            )
-        )
+        raise ValueError(describe(count, position, value))
 
 
 def check_errors(device: torch.device | str | int | None = None) -> None:
@@ -150,6 +161,20 @@ def describe_bad_labels(
     if _library.native is None:
         return f"segops.{op}: target has {count} label(s) outside [0, {classes}); the first is {value}"
     return _library.native.describe_bad_labels(op, count, position, value, shape, classes, ignore_index)
+
+
+def describe_bad_indices(
+    op: str,
+    count: int,
+    position: int,
+    value: int,
+    shape: list[int],
+    size: Sequence[int],
+    kernel: Sequence[int] = (0, 0),
+) -> str:
+    if _library.native is None:
+        return f"segops.{op}: {count} index(es) outside the output of {size[0]} x {size[1]}; the first is {value}"
+    return _library.native.describe_bad_indices(op, count, position, value, shape, *size, *kernel)
 
 
 def count_bad_data(elements: int) -> None:

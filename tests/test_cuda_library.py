@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -200,7 +202,8 @@ def pending(monkeypatch: pytest.MonkeyPatch) -> list[errors._Pending]:
 
 def record_of(count: int, value: int, after: int = 0, position: int = 9) -> errors._Pending:
     record = torch.tensor([count, position, value])
-    return errors._Pending(Event(after), torch.device("cuda", 0), record, "dice_ce_loss", [2, 6, 7], 5, -100)
+    describe = partial(errors.describe_bad_labels, "dice_ce_loss", shape=[2, 6, 7], classes=5, ignore_index=-100)
+    return errors._Pending(Event(after), record, describe)
 
 
 class TestRecordsOnTheirWay:

@@ -203,6 +203,23 @@ __device__ __forceinline__ unsigned long long atomic_add(unsigned long long* add
 #endif
 }
 
+__device__ __forceinline__ unsigned atomic_max(unsigned* address, unsigned value SEGOPS_WHERE) {
+#ifdef SEGOPS_SIMT
+  return simt::atomic_max(address, value, where);
+#else
+  return atomicMax(address, value);
+#endif
+}
+
+__device__ __forceinline__ unsigned long long atomic_max(unsigned long long* address,
+                                                         unsigned long long value SEGOPS_WHERE) {
+#ifdef SEGOPS_SIMT
+  return simt::atomic_max(address, value, where);
+#else
+  return atomicMax(address, value);
+#endif
+}
+
 // Arithmetic.
 
 __device__ __forceinline__ float exp2_approx(float x) {

@@ -27,6 +27,14 @@ PYBIND11_MODULE(_native, m) {
       },
       py::arg("op"), py::arg("count"), py::arg("position"), py::arg("value"), py::arg("shape"), py::arg("classes"),
       py::arg("ignore_index"));
+  m.def(
+      "describe_bad_indices",
+      [](const std::string& op, int64_t count, int64_t position, int64_t value, const std::vector<int64_t>& shape,
+         int64_t height, int64_t width, int64_t kernel_h, int64_t kernel_w) {
+        return segops::describe_bad_indices(op, {count, position, value}, shape, height, width, kernel_h, kernel_w);
+      },
+      py::arg("op"), py::arg("count"), py::arg("position"), py::arg("value"), py::arg("shape"), py::arg("height"),
+      py::arg("width"), py::arg("kernel_h"), py::arg("kernel_w"));
   m.def("count_bad_data", &segops::count_bad_data, py::arg("elements"), "Add to the count of bad labels and indices.");
   m.def("take_bad_data_count", &segops::take_bad_data_count, "The count since the last call.");
   m.attr("compiler") = SEGOPS_COMPILER;

@@ -72,6 +72,8 @@ int lane();
 
 unsigned atomic_add(unsigned* address, unsigned value, Where where);
 unsigned long long atomic_add(unsigned long long* address, unsigned long long value, Where where);
+unsigned atomic_max(unsigned* address, unsigned value, Where where);
+unsigned long long atomic_max(unsigned long long* address, unsigned long long value, Where where);
 
 void cp_async_16(void* shared, const void* global, Where where);
 void cp_async_commit();

@@ -32,15 +32,18 @@ void unpack(float* elements, const uint32_t* registers, int count, Matrix matrix
   }
 }
 
-template <class T>
-T fetch_add(const void* instruction, T* address, T value, Where where) {
+template <class T, class Combine>
+T atomically(const void* instruction, T* address, T value, Where where, Combine combine) {
   check_aligned(address, sizeof(T), where);
   yield();
   touch(instruction, address, sizeof(T), Access::atomic);
   const T old = *address;
-  *address = old + value;
+  *address = combine(old, value);
   return old;
 }
+
+constexpr auto kAdd = [](auto a, auto b) { return a + b; };
+constexpr auto kMax = [](auto a, auto b) { return a > b ? a : b; };
 
 }  // namespace
 
@@ -121,11 +124,19 @@ void ldmatrix_x4(uint32_t* r, const void* shared_row, bool transposed, Where whe
 }
 
 unsigned atomic_add(unsigned* address, unsigned value, Where where) {
-  return fetch_add(__builtin_return_address(0), address, value, where);
+  return atomically(__builtin_return_address(0), address, value, where, kAdd);
 }
 
 unsigned long long atomic_add(unsigned long long* address, unsigned long long value, Where where) {
-  return fetch_add(__builtin_return_address(0), address, value, where);
+  return atomically(__builtin_return_address(0), address, value, where, kAdd);
+}
+
+unsigned atomic_max(unsigned* address, unsigned value, Where where) {
+  return atomically(__builtin_return_address(0), address, value, where, kMax);
+}
+
+unsigned long long atomic_max(unsigned long long* address, unsigned long long value, Where where) {
+  return atomically(__builtin_return_address(0), address, value, where, kMax);
 }
 
 void cp_async_16(void* shared, const void* global, Where where) {

@@ -2,6 +2,7 @@
 
 from segops.ops.dice_ce_loss import dice_ce_loss
 from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
+from segops.ops.max_unpool import flat_to_local_indices, local_to_flat_indices, max_pool2d, max_unpool2d
 from segops.ops.upsample_argmax import upsample_argmax
 from segops.ops.upsample_bilinear import upsample_bilinear2d, upsample_cat
 from segops.ops.upsample_nearest import bed_of_nails2d, upsample_nearest2d
@@ -10,6 +11,10 @@ __all__ = [
     "bed_of_nails2d",
     "deep_supervision_loss",
     "dice_ce_loss",
+    "flat_to_local_indices",
+    "local_to_flat_indices",
+    "max_pool2d",
+    "max_unpool2d",
     "upsample_argmax",
     "upsample_bilinear2d",
     "upsample_cat",

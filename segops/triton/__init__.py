@@ -30,6 +30,11 @@ OPERATORS = {
     "upsample_argmax": "upsample_argmax.upsample_argmax",
     "dice_ce_loss_coarse_statistics": "dice_ce_loss.statistics",
     "dice_ce_loss_coarse_backward": "dice_ce_loss.coarse_backward",
+    "max_pool2d": "max_unpool.max_pool2d",
+    "max_unpool2d": "max_unpool.max_unpool2d",
+    "max_unpool2d_backward": "max_unpool.max_unpool2d_backward",
+    "max_unpool2d_flat": "max_unpool.max_unpool2d_flat",
+    "max_unpool2d_flat_backward": "max_unpool.max_unpool2d_flat_backward",
 }
 
 

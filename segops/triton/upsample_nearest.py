@@ -12,28 +12,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, launch
 from segops.triton.numeric import narrow, widen
+from segops.triton.tiles import cut, empty_like_format, tile_of_program
 
-_TILE = 1024  # elements of a program
 _NEAREST, _SPREAD, _PICKED = 0, 1, 2
-
-
-@triton.jit
-def _tile(rows, row, channels, ACROSS: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr):
-    """Of this program: image, row numbers, positions in the row, channels and columns of those, where a row begins."""
-    tiles = tl.cdiv(row, BLOCK_X)
-    strips = tl.cdiv(rows, BLOCK_Y)
-    program = tl.program_id(0)
-    plane = program // (tiles * strips)
-    y = program // tiles % strips * BLOCK_Y + tl.arange(0, BLOCK_Y)
-    at = program % tiles * BLOCK_X + tl.arange(0, BLOCK_X)
-    begin = (plane.to(tl.int64) * rows + y) * row
-    if ACROSS:
-        return plane, y, at, at % channels, at // channels, begin
-    return plane // channels, y, at, plane % channels + tl.zeros((BLOCK_X,), tl.int32), at, begin
 
 
 @triton.jit
@@ -90,7 +74,7 @@ def upsample_nearest_kernel(
     BLOCK_X: tl.constexpr,
 ):
     row = width * channels if ACROSS else width
-    n, y, at, c, x, begin = _tile(height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
+    n, y, at, c, x, begin = tile_of_program(height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
     inside = (y < height)[:, None] & (at < row)[None, :]
     from_y = _source(y, in_height.to(tl.int32), height, step_h, scale, KIND)
     from_x = _source(x, in_width.to(tl.int32), width, step_w, scale, KIND)
@@ -124,7 +108,7 @@ def upsample_nearest_backward_kernel(
     BLOCK_X: tl.constexpr,
 ):
     row = width * channels if ACROSS else width
-    n, y, at, c, x, begin = _tile(height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
+    n, y, at, c, x, begin = tile_of_program(height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
     inside = (y < height)[:, None] & (at < row)[None, :]
     first_y = _first_output(y, height.to(tl.int32), out_height, step_h, steps)
     first_x = _first_output(x, width.to(tl.int32), out_width, step_w, steps)
@@ -146,17 +130,10 @@ def _launch(kernel: Any, x: Tensor, height: int, width: int, *args: Any, **optio
     """A new image [N, C, height, width] in the memory format of x, made by a kernel with a program for each tile."""
     if min(height, width, *x.shape[2:]) < 1:
         raise RuntimeError(f"segops: images must have pixels, got {list(x.shape)} to {[height, width]}")
-    n, c = x.shape[:2]
-    memory_format = suggest_memory_format(x)
-    result = torch.empty((n, c, height, width), dtype=x.dtype, device=x.device, memory_format=memory_format)
-    across = not result.is_contiguous()
-    row, planes = (width * c, n) if across else (width, n * c)
-    block_x = min(_TILE, triton.next_power_of_2(row))
-    block_y = min(_TILE // block_x, triton.next_power_of_2(height))
-    programs = planes * triton.cdiv(height, block_y) * triton.cdiv(row, block_x)
-    sizes = (c, *x.shape[2:], height, width) if kernel is upsample_nearest_kernel else (c, height, width, *x.shape[2:])
-    blocks = {"ACROSS": across, "BLOCK_Y": block_y, "BLOCK_X": block_x}
-    launch(kernel, programs, x, x, result, *sizes, *x.stride(), *args, **options, **blocks)
+    result = empty_like_format(x, height, width)
+    programs, blocks = cut(result, height, width, not result.is_contiguous())
+    sizes = (*x.shape[2:], height, width) if kernel is upsample_nearest_kernel else (height, width, *x.shape[2:])
+    launch(kernel, programs, x, x, result, x.shape[1], *sizes, *x.stride(), *args, **options, **blocks)
     return result
 
 

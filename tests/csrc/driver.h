@@ -38,7 +38,8 @@ inline int64_t bytes_of(Dtype dtype) {
     case Dtype::int64: return 8;
     case Dtype::float32:
     case Dtype::int32: return 4;
-    case Dtype::uint8: return 1;
+    case Dtype::uint8:
+    case Dtype::int8: return 1;
     default: return 2;
   }
 }
@@ -76,8 +77,9 @@ class Case {
   }
   Dtype dtype(const std::string& key, Dtype otherwise) const {
     static const std::map<std::string, Dtype> named = {
-        {"float32", Dtype::float32}, {"float64", Dtype::float64}, {"bfloat16", Dtype::bfloat16}, {"float16", Dtype::float16},
-        {"uint8", Dtype::uint8},     {"int16", Dtype::int16},     {"int32", Dtype::int32},       {"int64", Dtype::int64}};
+        {"float32", Dtype::float32}, {"float64", Dtype::float64}, {"bfloat16", Dtype::bfloat16},
+        {"float16", Dtype::float16}, {"uint8", Dtype::uint8},     {"int8", Dtype::int8},
+        {"int16", Dtype::int16},     {"int32", Dtype::int32},     {"int64", Dtype::int64}};
     const std::string value = text(key, "");
     if (value.empty()) return otherwise;
     const auto found = named.find(value);
@@ -138,6 +140,7 @@ inline double element(const void* data, Dtype dtype, int64_t i) {
     case Dtype::bfloat16: return device::to_float(static_cast<const __nv_bfloat16*>(data)[i]);
     case Dtype::float16: return device::to_float(static_cast<const __half*>(data)[i]);
     case Dtype::uint8: return static_cast<const uint8_t*>(data)[i];
+    case Dtype::int8: return static_cast<const int8_t*>(data)[i];
     case Dtype::int16: return static_cast<const int16_t*>(data)[i];
     case Dtype::int32: return static_cast<const int32_t*>(data)[i];
     default: return static_cast<double>(static_cast<const int64_t*>(data)[i]);
@@ -153,6 +156,7 @@ inline void set_element(void* data, Dtype dtype, int64_t i, double value) {
     case Dtype::bfloat16: static_cast<__nv_bfloat16*>(data)[i] = device::from_float<__nv_bfloat16>(narrow); break;
     case Dtype::float16: static_cast<__half*>(data)[i] = device::from_float<__half>(narrow); break;
     case Dtype::uint8: static_cast<uint8_t*>(data)[i] = static_cast<uint8_t>(value); break;
+    case Dtype::int8: static_cast<int8_t*>(data)[i] = static_cast<int8_t>(value); break;
     case Dtype::int16: static_cast<int16_t*>(data)[i] = static_cast<int16_t>(value); break;
     case Dtype::int32: static_cast<int32_t*>(data)[i] = static_cast<int32_t>(value); break;
     default: static_cast<int64_t*>(data)[i] = static_cast<int64_t>(value); break;

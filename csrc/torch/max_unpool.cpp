@@ -1,0 +1,236 @@
+// Binding of max_pool2d and max_unpool2d. Messages for users come from segops/ops/max_unpool.py, which sees the arguments
+// first.
+#include "segops/max_unpool.h"
+
+#include "bad_data.h"
+#include "image.h"
+#include "segops/messages.h"
+
+namespace segops {
+Status max_pool2d(const MaxPool&, const Parallel&);
+Status max_unpool2d(const MaxUnpool&, const Parallel&);
+Status max_unpool2d_backward(const MaxUnpoolBackward&, const Parallel&);
+Status max_unpool2d_flat(const MaxUnpoolFlat&, const Parallel&);
+Status max_unpool2d_flat_backward(const MaxUnpoolFlatBackward&, const Parallel&);
+}  // namespace segops
+
+namespace segops::binding {
+namespace {
+
+constexpr const char *kPool = "max_pool2d", *kUnpool = "max_unpool2d";
+
+#ifdef SEGOPS_DEVICE_KERNELS
+void launch(const MaxPool& p, const Tensor& on) { check(cuda::max_pool2d(p, Queue(on).stream()), kPool); }
+void launch(const MaxUnpool& p, const Tensor& on) { check(cuda::max_unpool2d(p, Queue(on).stream()), kUnpool); }
+void launch(const MaxUnpoolBackward& p, const Tensor& on) {
+  check(cuda::max_unpool2d_backward(p, Queue(on).stream()), kUnpool);
+}
+void launch(const MaxUnpoolFlat& p, const Tensor& on) {
+  Tensor scratch = empty({cuda::max_unpool2d_flat_scratch_bytes(p)}, ScalarType::Byte, on);
+  check(cuda::max_unpool2d_flat(p, scratch.mutable_data_ptr(), Queue(on).stream()), kUnpool);
+}
+void launch(const MaxUnpoolFlatBackward& p, const Tensor& on) {
+  check(cuda::max_unpool2d_flat_backward(p, Queue(on).stream()), kUnpool);
+}
+#else
+void launch(const MaxPool& p, const Tensor&) { check(max_pool2d(p, threads()), kPool); }
+void launch(const MaxUnpool& p, const Tensor&) { check(max_unpool2d(p, threads()), kUnpool); }
+void launch(const MaxUnpoolBackward& p, const Tensor&) { check(max_unpool2d_backward(p, threads()), kUnpool); }
+void launch(const MaxUnpoolFlat& p, const Tensor&) { check(max_unpool2d_flat(p, threads()), kUnpool); }
+void launch(const MaxUnpoolFlatBackward& p, const Tensor&) { check(max_unpool2d_flat_backward(p, threads()), kUnpool); }
+#endif
+
+bool warm(Tensor& output) {
+  return output.is_cpu() && is_warm(output.mutable_data_ptr(), static_cast<size_t>(output.numel()) * output.element_size());
+}
+
+struct Windows {
+  WindowAxis vertical, horizontal;
+};
+
+Windows windows_of(const std::vector<int64_t>& window, const char* op) {
+  check(window.size() == 8, "segops.", op, ": a window has eight numbers, got ", window.size());
+  for (size_t i = 0; i < window.size(); ++i)
+    check(window[i] >= (i == 4 || i == 5 ? 0 : 1) && window[i] <= INT32_MAX, "segops.", op,
+          ": not a window: ", to_text(window));
+  check(window[0] <= 256 && window[1] <= 256 && window[0] * window[1] <= 256, "segops.", op,
+        ": windows have at most 256 elements, got ", window[0], " x ", window[1]);
+  return Windows{{window[0], window[2], window[4], window[6]}, {window[1], window[3], window[5], window[7]}};
+}
+
+// How many windows pooling has along an axis, and that each has an element inside it.
+int64_t windows_along(const WindowAxis& axis, int64_t size, bool ceil_mode) {
+  const int64_t room =
+      size + 2 * axis.padding - axis.dilation * (axis.kernel - 1) - 1 + (ceil_mode ? axis.stride - 1 : 0);
+  check(room >= 0, "segops.", kPool, ": windows are larger than the padded input");
+  int64_t count = room / axis.stride + 1;
+  if (ceil_mode && (count - 1) * axis.stride >= size + axis.padding) --count;
+  for (int64_t i = 0; i < count; ++i) {
+    const Taps taps = taps_inside(axis, i, size);
+    check(taps.begin < taps.end, "segops.", kPool, ": a window has no element inside the input");
+  }
+  return count;
+}
+
+// In the layout that results have, of `channels_last`: as it is, or through one copy.
+Image in_layout(const Tensor& t, bool channels_last) {
+  const ConstPlanes p = planes_of(t.const_data_ptr(), t);
+  if (channels_last ? p.stride_c == 1 : p.stride_w == 1) return Image{t, p};
+  Tensor copy = empty_image(t.size(0), t.size(1), t.size(2), t.size(3), channels_last, t.scalar_type(), t);
+  torch::stable::copy_(copy, t);
+  return Image{copy, planes_of(copy.const_data_ptr(), copy)};
+}
+
+template <class Data>
+PlanesOf<Data> as(const ConstPlanes& p) {
+  return PlanesOf<Data>{
+      static_cast<Data*>(p.data), p.batch, p.channels, p.height, p.width, p.stride_n, p.stride_c, p.stride_h, p.stride_w};
+}
+
+// Indices of the shape of `like`, for which height and width may be 0.
+Image indices_in_layout(const Tensor& indices, const Tensor& like, ScalarType type, bool channels_last) {
+  check(indices.scalar_type() == type, "segops.", kUnpool, ": indices must be ",
+        type == ScalarType::Byte ? "uint8" : "int64");
+  check(sizes_of(indices) == sizes_of(like), "segops.", kUnpool, ": indices must have the shape of the input, ",
+        to_text(sizes_of(like)), ", got ", to_text(sizes_of(indices)));
+  check_device(indices, like, kUnpool, "indices");
+  return in_layout(indices, channels_last);
+}
+
+void check_floating(const Tensor& t, const char* what) {
+  check(dtype_of(t, what) <= Dtype::float16, "segops.", kUnpool, ": ", what, " must be floating point");
+}
+
+std::tuple<Tensor, Tensor> pool(const Tensor& input, std::vector<int64_t> window, bool ceil_mode) {
+  check_image(input, kPool, "input");
+  const Windows windows = windows_of(window, kPool);
+  check(input.size(1) > 0 && input.size(2) > 0 && input.size(3) > 0, "segops.", kPool, ": input must have pixels, got ",
+        to_text(sizes_of(input)));
+  const int64_t h = windows_along(windows.vertical, input.size(2), ceil_mode);
+  const int64_t w = windows_along(windows.horizontal, input.size(3), ceil_mode);
+  const bool last = suggests_channels_last(input);
+  const Image image = in_layout(input, last);
+  Tensor output = empty_image(input.size(0), input.size(1), h, w, last, input.scalar_type(), input);
+  Tensor indices = empty_image(input.size(0), input.size(1), h, w, last, ScalarType::Byte, input);
+  MaxPool p{};
+  p.dtype = dtype_of(input, "segops.max_pool2d: input");
+  p.input = image.planes;
+  p.output = planes_of(output);
+  p.indices = planes_of(static_cast<uint8_t*>(indices.mutable_data_ptr()), indices);
+  p.vertical = windows.vertical;
+  p.horizontal = windows.horizontal;
+  p.warm = warm(output);
+  launch(p, input);
+  return {output, indices};
+}
+
+// What a call does about the bad indices it met.
+void report(const Tensor& record, const BadData* bad, const Tensor& indices, int64_t height, int64_t width, int64_t kernel_h,
+            int64_t kernel_w, int64_t on_bad) {
+  if (on_bad == kRaiseBad && record.is_cpu() && bad->count > 0)
+    fail(describe_bad_indices(kUnpool, *bad, sizes_of(indices), height, width, kernel_h, kernel_w));
+  if (on_bad != kRecordBad) note_bad_data(record, on_bad);
+}
+
+std::tuple<Tensor, Tensor> unpool(const Tensor& input, const Tensor& indices, int64_t height, int64_t width,
+                                  std::vector<int64_t> window, bool accumulate, int64_t on_bad) {
+  check_image(input, kUnpool, "input");
+  const Windows windows = windows_of(window, kUnpool);
+  check(height > 0 && width > 0, "segops.", kUnpool, ": the output must have pixels, got ", to_text({height, width}));
+  if (accumulate) check_floating(input, "input");
+  const bool last = suggests_channels_last(input);
+  const Image image = in_layout(input, last), local = indices_in_layout(indices, input, ScalarType::Byte, last);
+  Tensor output = empty_image(input.size(0), input.size(1), height, width, last, input.scalar_type(), input);
+  Tensor record = empty({kBadDataFields}, ScalarType::Long, input);
+  MaxUnpool p{};
+  p.dtype = dtype_of(input, "segops.max_unpool2d: input");
+  p.input = image.planes;
+  p.indices = as<const uint8_t>(local.planes);
+  p.output = planes_of(output);
+  p.vertical = windows.vertical;
+  p.horizontal = windows.horizontal;
+  p.accumulate = accumulate;
+  p.bad_indices = static_cast<BadData*>(record.mutable_data_ptr());
+  p.warm = warm(output);
+  launch(p, input);
+  report(record, p.bad_indices, indices, height, width, window[0], window[1], on_bad);
+  return {output, record};
+}
+
+Tensor unpool_backward(const Tensor& grad_output, const Tensor& indices, std::vector<int64_t> window, bool accumulate) {
+  check_image(grad_output, kUnpool, "grad_output");
+  const Windows windows = windows_of(window, kUnpool);
+  check_floating(grad_output, "grad_output");
+  check_image(indices, kUnpool, "indices");
+  check(indices.size(0) == grad_output.size(0) && indices.size(1) == grad_output.size(1), "segops.", kUnpool,
+        ": indices must be of the images and channels of the gradient");
+  const bool last = suggests_channels_last(grad_output);
+  const Image image = in_layout(grad_output, last), local = indices_in_layout(indices, indices, ScalarType::Byte, last);
+  check_device(indices, grad_output, kUnpool, "indices");
+  Tensor grad_input = empty_image(indices.size(0), indices.size(1), indices.size(2), indices.size(3), last,
+                                  grad_output.scalar_type(), grad_output);
+  MaxUnpoolBackward p{};
+  p.dtype = dtype_of(grad_output, "segops.max_unpool2d: grad_output");
+  p.grad_output = image.planes;
+  p.indices = as<const uint8_t>(local.planes);
+  p.grad_input = planes_of(grad_input);
+  p.vertical = windows.vertical;
+  p.horizontal = windows.horizontal;
+  p.accumulate = accumulate;
+  launch(p, grad_output);
+  return grad_input;
+}
+
+std::tuple<Tensor, Tensor> unpool_flat(const Tensor& input, const Tensor& indices, int64_t height, int64_t width,
+                                       bool accumulate, int64_t on_bad) {
+  check_image(input, kUnpool, "input");
+  check(height > 0 && width > 0 && height <= INT64_MAX / width, "segops.", kUnpool, ": the output must have pixels, got ",
+        to_text({height, width}));
+  if (accumulate) check_floating(input, "input");
+  const bool last = suggests_channels_last(input);
+  const Image image = in_layout(input, last), flat = indices_in_layout(indices, input, ScalarType::Long, last);
+  Tensor output = empty_image(input.size(0), input.size(1), height, width, last, input.scalar_type(), input);
+  Tensor record = empty({kBadDataFields}, ScalarType::Long, input);
+  MaxUnpoolFlat p{};
+  p.dtype = dtype_of(input, "segops.max_unpool2d: input");
+  p.input = image.planes;
+  p.indices = as<const int64_t>(flat.planes);
+  p.output = planes_of(output);
+  p.accumulate = accumulate;
+  p.bad_indices = static_cast<BadData*>(record.mutable_data_ptr());
+  p.warm = warm(output);
+  launch(p, input);
+  report(record, p.bad_indices, indices, height, width, 0, 0, on_bad);
+  return {output, record};
+}
+
+Tensor unpool_flat_backward(const Tensor& grad_output, const Tensor& indices) {
+  check_image(grad_output, kUnpool, "grad_output");
+  check_floating(grad_output, "grad_output");
+  check_image(indices, kUnpool, "indices");
+  check(indices.size(0) == grad_output.size(0) && indices.size(1) == grad_output.size(1), "segops.", kUnpool,
+        ": indices must be of the images and channels of the gradient");
+  const bool last = suggests_channels_last(grad_output);
+  const Image image = in_layout(grad_output, last), flat = indices_in_layout(indices, indices, ScalarType::Long, last);
+  check_device(indices, grad_output, kUnpool, "indices");
+  Tensor grad_input = empty_image(indices.size(0), indices.size(1), indices.size(2), indices.size(3), last,
+                                  grad_output.scalar_type(), grad_output);
+  MaxUnpoolFlatBackward p{};
+  p.dtype = dtype_of(grad_output, "segops.max_unpool2d: grad_output");
+  p.grad_output = image.planes;
+  p.indices = as<const int64_t>(flat.planes);
+  p.grad_input = planes_of(grad_input);
+  launch(p, grad_output);
+  return grad_input;
+}
+
+}  // namespace
+}  // namespace segops::binding
+
+SEGOPS_LIBRARY_IMPL(SEGOPS_NAMESPACE, SEGOPS_DISPATCH_KEY, m) {
+  m.impl("max_pool2d", TORCH_BOX(&segops::binding::pool));
+  m.impl("max_unpool2d", TORCH_BOX(&segops::binding::unpool));
+  m.impl("max_unpool2d_backward", TORCH_BOX(&segops::binding::unpool_backward));
+  m.impl("max_unpool2d_flat", TORCH_BOX(&segops::binding::unpool_flat));
+  m.impl("max_unpool2d_flat_backward", TORCH_BOX(&segops::binding::unpool_flat_backward));
+}
