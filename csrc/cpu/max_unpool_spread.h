@@ -162,6 +162,114 @@ void unpool_pixels(const MaxUnpool& p, const BadIndices& bad, const Parallel& pa
   });
 }
 
+// Rows of the output by phase: column x is at place (x + padding) / stride of phase (x + padding) % stride. What tap kx of
+// neighbouring windows gives is neighbouring places of one phase.
+template <class Element, class T, bool kSum>
+class PhaseRow {
+ public:
+  using Number = typename TapNumber<sizeof(T)>::type;
+  static constexpr int kLanes = kNativeLanes<T>;
+
+  explicit PhaseRow(const MaxUnpool& p) : axis_(p.horizontal), windows_(p.input.width), width_(p.output.width) {
+    const int64_t reached = windows_ + (axis_.kernel - 1) * axis_.dilation / axis_.stride;
+    const int64_t read = (width_ + axis_.padding) / axis_.stride + 1;
+    extent_ = (reached > read ? reached : read) + 2 * kLanes;
+  }
+  int64_t bytes() const { return (axis_.stride * extent_ * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64; }
+  void clear(T* phases) const { __builtin_memset(static_cast<void*>(phases), 0, static_cast<size_t>(bytes())); }
+
+  // The windows of one row whose index is `tap`, of column tap kx.
+  void add(T* phases, const Element* input, const uint8_t* indices, int64_t kx, int64_t tap) const {
+    T* const to = phases + kx * axis_.dilation % axis_.stride * extent_ + kx * axis_.dilation / axis_.stride;
+    int64_t x = 0;
+    for (; x + kLanes <= windows_; x += kLanes) add<kLanes>(to + x, input + x, indices + x, tap);
+    for (; x < windows_; ++x) add<1>(to + x, input + x, indices + x, tap);
+  }
+
+  void write(const T* phases, Element* row) const {
+    int64_t x = 0;
+    if (axis_.stride == 1)
+      for (; x + kLanes <= width_; x += kLanes) put_vector(row + x, vector(phases + axis_.padding + x));
+    if (axis_.stride == 2) x = write_two(phases, row);
+    for (; x < width_; ++x) {
+      const int64_t at = x + axis_.padding;
+      const T* const value = phases + at % axis_.stride * extent_ + at / axis_.stride;
+      if constexpr (kSum)
+        store<1>(row + x, load<1, T>(value));
+      else
+        row[x] = *value;
+    }
+  }
+
+ private:
+  template <int kCount>
+  SEGOPS_MEMBER void add(T* to, const Element* input, const uint8_t* indices, int64_t tap) const {
+    using V = Vec<T, kCount>;
+    const auto points = load_indices<Number, kCount>(indices) == broadcast<kCount, Number>(static_cast<Number>(tap));
+    const V value = load<kCount, T>(input), before = *reinterpret_cast<const Unaligned<T, kCount>*>(to);
+    if constexpr (kSum)
+      *reinterpret_cast<Unaligned<T, kCount>*>(to) = before + (points ? value : V{});
+    else
+      *reinterpret_cast<Unaligned<T, kCount>*>(to) = points ? value : before;
+  }
+
+  static SEGOPS_MEMBER Vec<T, kLanes> vector(const T* p) { return *reinterpret_cast<const Unaligned<T, kLanes>*>(p); }
+  static SEGOPS_MEMBER void put_vector(Element* p, Vec<T, kLanes> v) {
+    if constexpr (kSum)
+      store<kLanes>(p, v);
+    else
+      put<Element, kLanes>(p, v, false);
+  }
+
+  // The two phases in turn, beginning with that of column 0; how many columns.
+  int64_t write_two(const T* phases, Element* row) const {
+    const int64_t first = axis_.padding % 2, at = axis_.padding / 2;
+    const T *const even = phases + first * extent_ + at, *const odd = phases + (1 - first) * extent_ + at + first;
+    Vec<Number, kLanes> low, high;
+    for (int i = 0; i < kLanes; ++i) {
+      low[i] = static_cast<Number>(i / 2 + i % 2 * kLanes);
+      high[i] = static_cast<Number>(kLanes / 2 + i / 2 + i % 2 * kLanes);
+    }
+    int64_t x = 0;
+    for (; x + 2 * kLanes <= width_; x += 2 * kLanes) {
+      const Vec<T, kLanes> a = vector(even + x / 2), b = vector(odd + x / 2);
+      put_vector(row + x, permute<T, kLanes>(a, b, low));
+      put_vector(row + x + kLanes, permute<T, kLanes>(a, b, high));
+    }
+    return x;
+  }
+
+  WindowAxis axis_;
+  int64_t windows_, width_, extent_;
+};
+
+template <class Element, class T, bool kSum>
+Status unpool_rows(const MaxUnpool& p, const BadIndices& bad, const Parallel& parallel) {
+  const Planes& out = p.output;
+  const PhaseRow<Element, T, kSum> phase_row(p);
+  const int64_t own = phase_row.bytes(), taps = p.vertical.kernel * p.horizontal.kernel;
+  const Memory scratch(parallel.workers * own, false);
+  if (!scratch.data) return Status::out_of_memory;
+  const int64_t rows = p.input.height, bytes = out.batch * out.channels * out.height * out.width * int64_t{sizeof(Element)};
+  for_each_band(out, false, rows, bytes, parallel, [&](const Band& b) {
+    T* const phases = reinterpret_cast<T*>(scratch.data + b.worker * own);
+    for (int64_t y = b.begin; y < b.end; ++y)
+      check_row(p, b, y, any_beyond(row_of<const uint8_t>(p.indices, b, y), p.input.width, taps), bad);
+    const int64_t end = first_owned(p.vertical, b.end, rows, out.height);
+    for (int64_t y = first_owned(p.vertical, b.begin, rows, out.height); y < end; ++y) {
+      phase_row.clear(phases);
+      for (int64_t ky = p.vertical.kernel - 1; ky >= 0; --ky) {
+        const int64_t row = window_of(p.vertical, y, ky, rows);
+        for (int64_t kx = p.horizontal.kernel - 1; kx >= 0 && row >= 0; --kx)
+          phase_row.add(phases, row_of<const Element>(p.input, b, row), row_of<const uint8_t>(p.indices, b, row), kx,
+                        ky * p.horizontal.kernel + kx);
+      }
+      phase_row.write(phases, row_of<Element>(out, b, y));
+    }
+  });
+  return Status::ok;
+}
+
 template <class Element, class T, bool kSum>
 Status unpool_image(const MaxUnpool& p, const BadIndices& bad, const Parallel& parallel) {
   constexpr int kNative = kNativeLanes<T>, kLeast = 16 / sizeof(T);
@@ -170,6 +278,7 @@ Status unpool_image(const MaxUnpool& p, const BadIndices& bad, const Parallel& p
   if constexpr (!kSum)
     if (dense && is_pair(p.vertical) && is_pair(p.horizontal) && p.input.width >= kNative && p.output.width >= 2 * kNative)
       return unpool_pairs<Element>(p, bad, parallel), Status::ok;
+  if (dense) return unpool_rows<Element, T, kSum>(p, bad, parallel);
   if (last && p.output.channels >= kNative)
     unpool_pixels<Element, T, kSum, kNative>(p, bad, parallel);
   else if (last && p.output.channels >= kLeast)
