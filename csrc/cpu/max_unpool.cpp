@@ -3,7 +3,7 @@
 
 #include "isa.h"
 #include "max_unpool_flat.h"
-#include "max_unpool_taps.h"
+#include "max_unpool_spread.h"
 
 namespace segops::SEGOPS_ISA {
 namespace {
@@ -55,14 +55,12 @@ Status max_unpool2d(const MaxUnpool& p, const Parallel& parallel) {
   if (!bad.allocated()) return Status::out_of_memory;
   const auto sum = [&](auto element) {
     using Element = decltype(element);
-    unpool_singly<Element, typename Accumulation<Element>::type, true>(p, bad, parallel);
-    return Status::ok;
+    return unpool_image<Element, typename Accumulation<Element>::type, true>(p, bad, parallel);
   };
-  const auto move = [&](auto bits) {
-    unpool_singly<decltype(bits), decltype(bits), false>(p, bad, parallel);
-    return Status::ok;
-  };
-  const Status status = p.accumulate ? as_float(p.dtype, sum) : as_bits(p.dtype, move);
+  const auto move = [&](auto bits) { return unpool_image<decltype(bits), decltype(bits), false>(p, bad, parallel); };
+  // Windows that share no element have nothing to add.
+  const bool adds = p.accumulate && !(apart(p.vertical) && apart(p.horizontal));
+  const Status status = adds ? as_float(p.dtype, sum) : as_bits(p.dtype, move);
   bad.report(p.bad_indices);
   return status;
 }

@@ -235,11 +235,10 @@ void for_each_row(const Move& m, bool of_pixels, const Parallel& parallel, const
 
 // Whether the output's memory is warm and far larger than a last-level cache (of a smaller one, some is still there when it
 // is read), and its rows begin at cache lines.
-inline bool worth_streaming(const Move& m, int64_t element, bool of_pixels) {
+inline bool worth_streaming(const Planes& o, bool warm, int64_t element, bool of_pixels) {
   constexpr int64_t kLastLevelCache = 32 << 20, kLine = 64;
-  const Planes& o = m.output;
   const auto whole = [&](int64_t extent, int64_t stride) { return extent <= 1 || stride * element % kLine == 0; };
-  return m.warm && o.batch * o.channels * o.height * o.width * element >= 2 * kLastLevelCache &&
+  return warm && o.batch * o.channels * o.height * o.width * element >= 2 * kLastLevelCache &&
          reinterpret_cast<uintptr_t>(o.data) % kLine == 0 && whole(o.batch, o.stride_n) && whole(o.height, o.stride_h) &&
          (of_pixels || whole(o.channels, o.stride_c));
 }
@@ -248,7 +247,7 @@ template <class U>
 Status move_rows(const Move& m, bool of_pixels, const Parallel& parallel) {
   const RowMap<U> map(m, of_pixels ? m.output.channels : 1);
   if (!map.valid()) return Status::out_of_memory;
-  const bool streaming = map.is_whole() && worth_streaming(m, sizeof(U), of_pixels);
+  const bool streaming = map.is_whole() && worth_streaming(m.output, m.warm, sizeof(U), of_pixels);
   const int64_t stride = m.output.stride_h;
   for_each_row<U>(m, of_pixels, parallel, [&](const U* from, U* to, int64_t rows) {
     // Several rows at once are several streams: more of them than a processor combines would cost more than the work.
@@ -265,7 +264,8 @@ Status move_rows(const Move& m, bool of_pixels, const Parallel& parallel) {
 template <class U>
 void move_pixels(const Move& m, const Parallel& parallel) {
   const Planes& o = m.output;
-  const bool streaming = worth_streaming(m, sizeof(U), true) && o.stride_w * static_cast<int64_t>(sizeof(U)) % 64 == 0 &&
+  const bool streaming = worth_streaming(o, m.warm, sizeof(U), true) &&
+                         o.stride_w * static_cast<int64_t>(sizeof(U)) % 64 == 0 &&
                          o.channels * static_cast<int64_t>(sizeof(U)) % 64 == 0;
   for_each_row<U>(m, true, parallel, [&](const U* from, U* to, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r, to += o.stride_h)
