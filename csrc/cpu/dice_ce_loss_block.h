@@ -59,8 +59,21 @@ struct Block {
     T** const names[kRows] = {&shift,      &target_logit, &sum,   &inverse, &target_prob,
                               &weight_row, &pixel_weight, &row_a, &row_b,   &class_id};
     for (int i = 0; i < kRows; ++i) *names[i] = rows + i * capacity;
+    weight = weight_row;
     label = reinterpret_cast<int32_t*>(rows + kRows * capacity);
     group = label + capacity;
+  }
+
+  // The pixels from `first` on, a multiple of kGroup.
+  Block part(int64_t first, int64_t pixels) const {
+    Block b = *this;
+    b.size = b.padded = pixels;
+    T** const each[] = {&b.exp,    &b.staged,       &b.shift,      &b.target_logit, &b.sum,   &b.inverse, &b.target_prob,
+                        &b.weight, &b.pixel_weight, &b.weight_row, &b.row_a,        &b.row_b, &b.class_id};
+    for (T** row : each) *row += first;
+    b.label += first;
+    b.group += first / kGroup;
+    return b;
   }
 };
 
@@ -68,6 +81,7 @@ struct Block {
 // rows of one class each, wherever they are: class c starts at base + c * stride.
 template <class In>
 struct Rows {
+  static constexpr bool kSeveralRows = false;  // of an image, one after the other: exponentials are exp_several_rows' then
   const In* base;
   int64_t stride;
 
@@ -308,11 +322,15 @@ SEGOPS_INLINE void exp_rows(Block<T>& b, Logits x, int64_t c, Vec<BitsOf<T>, kNa
 
 template <class T, bool kStable, class Logits>
 static bool exp_block(Block<T>& b, Logits x) {
-  Vec<BitsOf<T>, kNativeLanes<T>> range{};
-  int64_t c = 0;
-  for (; c + 4 <= b.classes; c += 4) exp_rows<T, 4, kStable>(b, x, c, range);
-  for (; c < b.classes; ++c) exp_rows<T, 1, kStable>(b, x, c, range);
-  return kStable || !outside_bounds<T, kNativeLanes<T>>(range);
+  if constexpr (Logits::kSeveralRows) {
+    return exp_several_rows<kStable>(b, x);
+  } else {
+    Vec<BitsOf<T>, kNativeLanes<T>> range{};
+    int64_t c = 0;
+    for (; c + 4 <= b.classes; c += 4) exp_rows<T, 4, kStable>(b, x, c, range);
+    for (; c < b.classes; ++c) exp_rows<T, 1, kStable>(b, x, c, range);
+    return kStable || !outside_bounds<T, kNativeLanes<T>>(range);
+  }
 }
 
 // One value a pixel from the row of its label: out[i] = rows[label[i]][i] (0 where ignored).

@@ -6,6 +6,7 @@
 #include "segops/dice_ce_loss_coarse.h"
 
 #include "dice_ce_loss_coarse_columns.h"
+#include "dice_ce_loss_coarse_tile.h"
 #include "dice_ce_loss_sums.h"
 #include "isa.h"
 #include "parallel.h"
@@ -13,12 +14,6 @@
 
 namespace segops::SEGOPS_ISA {
 namespace {
-
-// Half a tile of the plain kernel, as there are more arrays of its size.
-template <class T>
-int64_t tile_pixels(int64_t classes, int64_t width) {
-  return block_pixels(2 * classes, width, sizeof(T));
-}
 
 // Rows in memory [C, elements] from or to an image's row of logits, in any layout that a Block can stage.
 template <class T>
@@ -30,36 +25,6 @@ Block<T> row_of(T* rows, int64_t classes, int64_t pitch, int64_t size) {
   b.staged = rows;
   return b;
 }
-
-// The logits of a target row between two rows that are interpolated to its columns.
-template <class T>
-struct Between {
-  const T *lower, *upper;  // [C, stride]
-  int64_t stride;
-  T keep, share;
-
-  template <int kLanes, class>
-  SEGOPS_MEMBER Vec<T, kLanes> at(int64_t c, int64_t i) const {
-    return keep * load<kLanes, T>(lower + c * stride + i) + share * load<kLanes, T>(upper + c * stride + i);
-  }
-  Between ahead(int64_t, int64_t, int64_t) const { return *this; }
-  SEGOPS_MEMBER void prefetch(int, int64_t&, int64_t) const {}
-};
-
-// The transpose: what a target row's gradient adds to the sums of the lower and of the upper row.
-template <class T>
-struct ToSums {
-  T *lower, *upper;  // [C, stride]
-  int64_t stride;
-  T keep, share;
-
-  template <int kLanes, class V>
-  SEGOPS_MEMBER void put(int64_t c, int64_t i, V v) const {
-    T *const low = lower + c * stride + i, *const high = upper + c * stride + i;
-    store<kLanes>(low, load<kLanes, T>(low) + keep * v);
-    store<kLanes>(high, load<kLanes, T>(high) + share * v);
-  }
-};
 
 // Two neighbouring rows of logits, interpolated to a strip's columns.
 template <class T, class In>
@@ -103,7 +68,9 @@ struct Interpolation {
     columns.widen(strip, source, pitch, to, p.channels);
   }
 
-  Between<T> at(const LinearTap& tap) {
+  // The logits of target rows that are all between the rows of the first one's tap.
+  Between<T> at(const LinearAxis& vertical, int64_t y, int rows) {
+    const LinearTap tap = linear_tap(vertical, y);
     if (held >= 0 && tap.low == held + 1) {
       T* const lower = wide[0];
       wide[0] = wide[1];
@@ -114,7 +81,7 @@ struct Interpolation {
     if (tap.low != held && tap.high != tap.low) widen(tap.high, wide[1]);
     held = tap.low;
     const T* const upper = tap.high != tap.low ? wide[1] : wide[0];
-    return Between<T>{wide[0], upper, capacity, static_cast<T>(1. - tap.weight), static_cast<T>(tap.weight)};
+    return Between<T>(wide[0], upper, capacity, columns.strip(strip).padded, vertical, y, rows);
   }
 };
 
@@ -129,19 +96,24 @@ int64_t label_bytes(Dtype dtype) {
 
 // The labels of a tile; what is wrong with them, in `found`, is the first in the order of the target.
 template <class T>
-void load_tile(Block<T>& b, const DiceCeLossInputs& in, int64_t n, const Strip& strip, int64_t at, int64_t row,
+void load_tile(Block<T>& b, const DiceCeLossInputs& in, int64_t n, const Strip& strip, int64_t at, int64_t row, int rows,
                BadData* found) {
-  b.size = strip.size;
-  b.padded = strip.padded;
-  // The tile is one of a column of them, a row of labels apart, which no hardware foresees.
-  const int64_t bytes = label_bytes(in.target_dtype), next = at + row < in.pixels ? at + row : at;
-  const char* const labels = static_cast<const char*>(in.target) + (n * in.pixels + next) * bytes;
-  for (int64_t i = 0; i < strip.size * bytes; i += 64) __builtin_prefetch(labels + i);
-  BadData own{0, 0, 0};
-  load_labels(b, in, n, at, found ? &own : nullptr);
-  if (own.count == 0) return;
-  const bool earlier = found->count == 0 || own.position < found->position;
-  *found = BadData{found->count + own.count, earlier ? own.position : found->position, earlier ? own.value : found->value};
+  b.size = b.padded = rows * strip.padded;
+  b.weight = in.weight ? b.weight_row : b.pixel_weight;
+  const int64_t bytes = label_bytes(in.target_dtype);
+  for (int k = 0; k < rows; ++k) {
+    const int64_t own_at = at + k * row, next = own_at + rows * row;
+    // Rows of labels are apart, which no hardware foresees.
+    const char* const labels = static_cast<const char*>(in.target) + (n * in.pixels + next) * bytes;
+    for (int64_t i = 0; next < in.pixels && i < strip.size * bytes; i += 64) __builtin_prefetch(labels + i);
+    Block<T> part = b.part(k * strip.padded, strip.padded);
+    part.size = strip.size;
+    BadData own{0, 0, 0};
+    load_labels(part, in, n, own_at, found ? &own : nullptr);
+    if (own.count == 0) continue;
+    const bool earlier = found->count == 0 || own.position < found->position;
+    *found = BadData{found->count + own.count, earlier ? own.position : found->position, earlier ? own.value : found->value};
+  }
 }
 
 bool is_small(const DiceCeLossInputs& in) {
@@ -149,17 +121,24 @@ bool is_small(const DiceCeLossInputs& in) {
   return in.batch * in.classes * in.pixels < kSerialElements;
 }
 
+// Rows of logits in one item: at most about 64 items, but rows enough to be worth the one or two that neighbours share.
+int64_t band_rows(const DiceCeLossInputs& in, int64_t height) {
+  constexpr int64_t kItems = 64, kFew = 8, kLeast = 4, kMost = 16;
+  const int64_t rows = in.batch * height / kItems, few = in.batch * height / kFew;
+  const int64_t least = few < 1 ? 1 : few < kLeast ? few : kLeast;
+  return rows < least ? least : rows > kMost ? kMost : rows;
+}
+
 template <class T, class In>
 Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& parallel) {
   const DiceCeLossInputs& in = params.loss.in;
   const LinearAxis &vertical = params.coarse.vertical, &horizontal = params.coarse.horizontal;
-  constexpr int64_t kItemsPerImage = 64, kItemPixels = 8192;
-  const int64_t capacity = tile_pixels<T>(in.classes, horizontal.out);
-  const int64_t wanted = in.pixels / kItemPixels < kItemsPerImage ? in.pixels / kItemPixels : kItemsPerImage;
-  const int64_t rows = wanted < 1 ? vertical.out : (vertical.out + wanted - 1) / wanted;
-  const int64_t per_image = (vertical.out + rows - 1) / rows, items = in.batch * per_image;
+  const TileSize tile(in.classes, horizontal.out, sizeof(T));
+  const int64_t capacity = tile.width;
+  const int64_t rows = band_rows(in, vertical.in);
+  const int64_t per_image = (vertical.in + rows - 1) / rows, items = in.batch * per_image;
 
-  const int64_t block_bytes = Block<T>::bytes(in.classes, capacity);
+  const int64_t block_bytes = Block<T>::bytes(in.classes, tile.pixels());
   const int64_t bytes = block_bytes + (Interpolation<T, In>::bytes(in.classes, capacity) + 63) / 64 * 64;
   const Columns<T> columns(horizontal, capacity, kPad);
   const Memory scratch(parallel.workers * bytes);
@@ -169,33 +148,32 @@ Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& 
   for_each_item(parallel, items, is_small(in), [&](int64_t item, int32_t worker) {
     char* const memory = scratch.data + worker * bytes;
     Block<T> b;
-    b.place(memory, in.classes, capacity);
+    b.place(memory, in.classes, tile.pixels());
     Interpolation<T, In> logits(params.coarse, columns, capacity, memory + block_bytes);
     const DiceCeLossStatistics own = partials.params_of(worker);
     const Forward<T, T> forward{own};
     const ItemSums sums = partials.open(item, worker);
-    const int64_t n = item / per_image, begin = item % per_image * rows;
-    const int64_t end = begin + rows < vertical.out ? begin + rows : vertical.out;
+    const int64_t n = item / per_image, first = item % per_image * rows;
+    const int64_t begin = first_output(vertical, first), end = first_output(vertical, first + rows);
     for (int64_t s = 0; s < columns.strips(); ++s) {
       const Strip strip = columns.strip(s);
       logits.begin(n, s);
-      for (int64_t y = begin; y < end; ++y) {
+      for (int64_t y = begin, count; y < end; y += count) {
+        count = rows_together(vertical, y, end, tile.rows);
         const int64_t at = y * horizontal.out + strip.first;
-        load_tile(b, in, n, strip, at, horizontal.out, partials.bad_of(item));
-        forward.rows(b, logits.at(linear_tap(vertical, y)), n * in.pixels + at, sums);
+        load_tile(b, in, n, strip, at, horizontal.out, count, partials.bad_of(item));
+        forward.rows(b, logits.at(vertical, y, count), sums);
+        for (int64_t k = 0; k < count; ++k) {
+          Block<T> part = b.part(k * strip.padded, strip.padded);
+          part.size = strip.size;
+          forward.write_map(part, n * in.pixels + at + k * horizontal.out);
+        }
       }
     }
     partials.close(item, sums);
   });
   partials.reduce(per_image);
   return Status::ok;
-}
-
-// Rows of logits in one item of backward: at most about 64 items, but rows enough to be worth the two they share.
-int64_t band_rows(const DiceCeLossInputs& in, int64_t height) {
-  constexpr int64_t kItems = 64, kLeast = 4, kMost = 16;
-  const int64_t rows = in.batch * height / kItems;
-  return rows < kLeast ? kLeast : rows > kMost ? kMost : rows;
 }
 
 // What the target rows from row `begin` of the logits to row `end` give: sums of target rows that are not finished, and the
@@ -228,18 +206,15 @@ struct Band {
     __builtin_memset(memory, 0, static_cast<size_t>(bytes(classes, capacity, width, end - begin)));
   }
 
-  ToSums<T> at(const LinearTap& tap) const {
-    const bool last = tap.high == tap.low;
-    const T keep = last ? T(1) : static_cast<T>(1. - tap.weight), share = last ? T(0) : static_cast<T>(tap.weight);
-    return ToSums<T>{sums[0], sums[1], capacity, keep, share};
-  }
+  ToSums<T> at(const Between<T>& x) const { return ToSums<T>{sums[0], sums[1], capacity, x}; }
 
   // Adds the gradient of staged rows.
-  void add(const Block<T>& b, const LinearTap& tap) const {
+  void add(const Block<T>& b, const Between<T>& x) const {
     constexpr int kLanes = kNativeLanes<T>;
+    using V = Vec<T, kLanes>;
     for (int64_t c = 0; c < classes; ++c)
-      for (int64_t i = 0; i < b.padded; i += kLanes)
-        at(tap).template put<kLanes>(c, i, load<kLanes, T>(b.staged + c * capacity + i));
+      at(x).template sum<1, kLanes, V>(c,
+                                       [&](int64_t i, V(&v)[1]) { v[0] = load<kLanes, T>(b.staged + c * b.capacity + i); });
   }
 
   T* row(int64_t number) const { return rows + (number - begin) * classes * pitch; }
@@ -300,11 +275,12 @@ template <class T, class In>
 Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& parallel) {
   const DiceCeLossInputs& in = params.loss.in;
   const LinearAxis &vertical = params.coarse.vertical, &horizontal = params.coarse.horizontal;
-  const int64_t capacity = tile_pixels<T>(in.classes, horizontal.out);
+  const TileSize tile(in.classes, horizontal.out, sizeof(T));
+  const int64_t capacity = tile.width;
   const int64_t rows = band_rows(in, vertical.in);
   const int64_t per_image = (vertical.in + rows - 1) / rows, items = in.batch * per_image;
 
-  const int64_t block_bytes = Block<T>::bytes(in.classes, capacity);
+  const int64_t block_bytes = Block<T>::bytes(in.classes, tile.pixels());
   const int64_t interpolation_bytes = (Interpolation<T, In>::bytes(in.classes, capacity) + 63) / 64 * 64;
   const int64_t band_bytes = (Band<T>::bytes(in.classes, capacity, horizontal.in, rows) + 63) / 64 * 64;
   const int64_t bytes = block_bytes + interpolation_bytes + band_bytes;
@@ -319,7 +295,7 @@ Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& para
   for_each_item(parallel, items, is_small(in), [&](int64_t item, int32_t worker) {
     char* const memory = scratch.data + worker * bytes;
     Block<T> b;
-    b.place(memory, in.classes, capacity);
+    b.place(memory, in.classes, tile.pixels());
     Interpolation<T, In> logits(params.coarse, columns, capacity, memory + block_bytes);
     const int64_t n = item / per_image, first = item % per_image * rows;
     const int64_t last = first + rows < vertical.in ? first + rows : vertical.in;
@@ -328,19 +304,20 @@ Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& para
     for (int64_t s = 0; s < columns.strips(); ++s) {
       const Strip strip = columns.strip(s);
       logits.begin(n, s);
-      for (int64_t y = begin; y < end; ++y) {
-        const LinearTap tap = linear_tap(vertical, y);
-        if (y > begin && tap.low != logits.held) {
+      for (int64_t y = begin, count; y < end; y += count) {
+        count = rows_together(vertical, y, end, tile.rows);
+        const int64_t low = linear_tap(vertical, y).low;
+        if (y > begin && low != logits.held) {
           band.advance(s, logits.held);
-          prefetch_row<In>(params.grad_logits, n, tap.low, strip);
+          prefetch_row<In>(params.grad_logits, n, low, strip);
         }
-        load_tile(b, in, n, strip, y * horizontal.out + strip.first, horizontal.out, nullptr);
-        const Between<T> x = logits.at(tap);
+        load_tile(b, in, n, strip, y * horizontal.out + strip.first, horizontal.out, count, nullptr);
+        const Between<T> x = logits.at(vertical, y, count);
         if (backward.finite) {
-          backward.gradient(b, n, x, band.at(tap));
+          backward.gradient(b, n, x, band.at(x));
         } else {
-          backward.rows(b, n, x, ToRows<T>{b.staged, capacity});
-          band.add(b, tap);
+          backward.rows(b, n, x, ToRows<T>{b.staged, b.capacity});
+          band.add(b, x);
         }
       }
       band.advance(s, logits.held);

@@ -75,7 +75,7 @@ void count_confusion(Block<T>& b, Logits x, int64_t* confusion) {
     }
     store<kLanes>(b.row_b + i, winner);
   }
-  for (int64_t i = 0; i < b.size; ++i)
+  for (int64_t i = 0; i < b.padded; ++i)
     if (b.label[i] >= 0) ++confusion[b.label[i] * b.classes + static_cast<int64_t>(b.row_b[i])];
 }
 
@@ -99,9 +99,9 @@ static double total_weight(const DiceCeLossInputs& in) {
   return total;
 }
 
-// Cross-entropy of the block's pixels; with smoothing e the target's share is 1 - e and every class has w_c e / C.
+// Cross-entropy of the block's pixels, in row b; with smoothing e the target's share is 1 - e and every class has w_c e / C.
 template <class T, class Logits>
-void add_cross_entropy(Block<T>& b, Logits x, const DiceCeLossInputs& in, bool stable, double* ce, T* map) {
+void add_cross_entropy(Block<T>& b, Logits x, const DiceCeLossInputs& in, bool stable, double* ce) {
   constexpr int kLanes = kNativeLanes<T>;
   using V = Vec<T, kLanes>;
   const bool smooth = in.label_smoothing != 0;
@@ -128,8 +128,6 @@ void add_cross_entropy(Block<T>& b, Logits x, const DiceCeLossInputs& in, bool s
   ce[0] += sum_of_lanes<double, kLanes>(lanes);
   store<kLanes>(lanes, weight_sum);
   ce[1] += sum_of_lanes<double, kLanes>(lanes);
-  if (map)
-    for (int64_t i = 0; i < b.size; ++i) map[i] = b.row_b[i];
 }
 
 template <class T, class In>
@@ -137,16 +135,26 @@ struct Forward {
   const DiceCeLossStatistics& p;
 
   void block(Block<T>& b, Rows<In> planar, const In* pixels, int64_t at, const ItemSums& sums) const {
-    if (planar.base) return rows(b, planar, at, sums);
-    stage_in(b, pixels, p.in.stride_c, p.in.stride_s);
-    rows(b, Rows<T>{b.staged, b.capacity}, at, sums);
+    if (planar.base) {
+      rows(b, planar, sums);
+    } else {
+      stage_in(b, pixels, p.in.stride_c, p.in.stride_s);
+      rows(b, Rows<T>{b.staged, b.capacity}, sums);
+    }
+    write_map(b, at);
+  }
+
+  // The cross-entropy of the block's pixels, if it is asked for.
+  void write_map(const Block<T>& b, int64_t at) const {
+    T* const map = static_cast<T*>(p.ce_map);
+    for (int64_t i = 0; map && i < b.size; ++i) map[at + i] = b.row_b[i];
   }
 
   template <class Logits>
-  void rows(Block<T>& b, Logits x, int64_t at, const ItemSums& sums) const {
+  void rows(Block<T>& b, Logits x, const ItemSums& sums) const {
     if (p.confusion) count_confusion(b, x, p.confusion);
     const bool stable = softmax_block(b, x);
-    add_cross_entropy(b, x, p.in, stable, sums.ce, p.ce_map ? static_cast<T*>(p.ce_map) + at : nullptr);
+    add_cross_entropy(b, x, p.in, stable, sums.ce);
     if (!p.overlap) return;
     if (p.in.squared)
       add_class_sums<true>(b, sums.p);
@@ -160,6 +168,7 @@ struct Forward {
 // rows in memory, or past the caches.
 template <class Element>
 struct ToRows {
+  static constexpr bool kSeveralRows = false;
   Element* base;
   int64_t stride;
 
@@ -170,6 +179,7 @@ struct ToRows {
 };
 template <class T, class Element>
 struct ToStream {
+  static constexpr bool kSeveralRows = false;
   Element* base;
   int64_t stride;
 
@@ -242,16 +252,24 @@ struct Backward {
       g[r] = gp ? gp[c + r] : T(0);
       share[r] = kSpread ? spread[c + r] : T(0);
     }
-    const T* const exp = own.exp + c * own.capacity;
-    for (int64_t i = 0; i < own.padded; i += kLanes) {
+    // The gradient of these classes at pixel i and those beside it.
+    const auto at = [&](int64_t i, V(&v)[kRows]) __attribute__((always_inline)) {
       const V inverse = load<kLanes, T>(own.inverse + i), id = load<kLanes, T>(own.class_id + i);
       const V u = load<kLanes, T>(own.row_a + i), q = load<kLanes, T>(own.row_b + i);
       for (int r = 0; r < kRows; ++r) {
-        const V prob = load<kLanes, T>(exp + r * own.capacity + i) * inverse;
-        V v = prob * (kSquared ? 2 * g[r] * prob + u : g[r] + u);
-        v += id == static_cast<T>(c + r) ? q : V{};
-        if constexpr (kSpread) v -= share[r] * load<kLanes, T>(own.pixel_weight + i);
-        to.template put<kLanes>(c + r, i, v);
+        const V prob = load<kLanes, T>(own.exp + (c + r) * own.capacity + i) * inverse;
+        v[r] = prob * (kSquared ? 2 * g[r] * prob + u : g[r] + u);
+        v[r] += id == static_cast<T>(c + r) ? q : V{};
+        if constexpr (kSpread) v[r] -= share[r] * load<kLanes, T>(own.pixel_weight + i);
+      }
+    };
+    if constexpr (To::kSeveralRows) {
+      to.template sum<kRows, kLanes, V>(c, at);
+    } else {
+      for (int64_t i = 0; i < own.padded; i += kLanes) {
+        V v[kRows];
+        at(i, v);
+        for (int r = 0; r < kRows; ++r) to.template put<kLanes>(c + r, i, v[r]);
       }
     }
   }

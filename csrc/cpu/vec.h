@@ -239,6 +239,14 @@ SEGOPS_INLINE void exp_tile(Vec<T, kLanes> (&x)[kTile], Vec<BitsOf<T>, kLanes>& 
   for (int k = 0; k < kTile; ++k) x[k] = q[k] * power[k];
 }
 
+// Only the part of a bounded exp_tile that collects `range`.
+template <class T, int kLanes, int kTile>
+SEGOPS_INLINE void bound_exponents(const Vec<T, kLanes> (&x)[kTile], Vec<BitsOf<T>, kLanes>& range) {
+  using M = MathConstants<T>;
+  for (int k = 0; k < kTile; ++k)
+    range |= reinterpret_cast<Vec<BitsOf<T>, kLanes>>(x[k] * M::kLog2e + (M::kRound + M::kBoundedBias));
+}
+
 template <class T, int kLanes>
 SEGOPS_INLINE bool outside_bounds(Vec<BitsOf<T>, kLanes> range) {
   const T round = MathConstants<T>::kRound;
