@@ -55,8 +55,9 @@ build: $(VENV)/.built
 demo: $(VENV)/.demo
 	$(BIN)/segops demo
 
+# A worker for each core, up to 8: more would wait for the longest test. Units in the order of the files: tests/parallel.py.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 # Both regimes, one after the other, then the tables; BENCH_ARGS="-k bfloat16 --bench-laps 20" for a part of them.
 bench: bench-recycled bench-default

@@ -6,6 +6,7 @@ import ctypes
 import os
 import zlib
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -35,9 +36,18 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("SEGOPS_BACKEND", None)
     # Spinning threads take the cores from each other where several processes share them, and tests are many small ops.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+        os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // workers, 1)))
     if config.getoption("--device") == "cpu":
         # Triton decides when a kernel is decorated, that is when segops is imported, whether to interpret it.
         os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.parallel import Units
+
+    return Units(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 _TRITON_SHARE = 5  # one case in so many

@@ -6,11 +6,12 @@ import pytest
 
 from tests.ladder.driver import Drivers
 from tests.ladder.operator import Operator, operators
+from tests.simt.build import once_a_run
 
 
 @pytest.fixture(scope="session")
 def drivers(tmp_path_factory: pytest.TempPathFactory) -> Drivers:
-    return Drivers(tmp_path_factory.mktemp("drivers"))
+    return Drivers(once_a_run(tmp_path_factory, "drivers"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.ladder.operator import Operator
-from tests.simt.build import COMMON, MODES, ROOT, VARIANTS, includes
+from tests.simt.build import COMMON, MODES, ROOT, VARIANTS, built_once, includes
 
 CPU_FLAGS = ["-std=c++20", "-O3", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math", "-DSEGOPS_ISA=baseline"]
 CPU_FLAGS += ["-DSEGOPS_ISA_IS_BASELINE", "-DSEGOPS_ONE_LEVEL", "-Icsrc/include", "-Icsrc/cpu"]
@@ -75,34 +75,33 @@ def compile_rest(operator: Operator, variant: str, folder: Path, workers: int = 
 
 
 class Drivers:
-    """Drivers of operators in the variants of tests.simt.build, each built once in `folder`."""
+    """Drivers of operators in the variants of tests.simt.build, each built once in `folder`, whoever shares it."""
 
     def __init__(self, folder: Path, workers: int = 2) -> None:
         self.folder = folder
         self.workers = workers
-        self._runtimes: dict[str, list[Path]] = {}
-        self._programs: dict[tuple[str, str], Path] = {}
 
-    def runtime(self, variant: str) -> list[Path]:
-        """Objects of a variant that every driver has: the host execution, and the CPU kernels' choice of a level."""
-        if variant not in self._runtimes:
+    def runtime(self, variant: str) -> Path:
+        """The object that every driver of a variant has: the host execution, and the CPU kernels' choice of a level."""
+
+        def make(target: Path) -> None:
             jobs = [(_host(variant), ROOT / "csrc/simt" / source) for source in VARIANTS[variant].sources]
             jobs.append((_cpu(variant), ROOT / "csrc/cpu/isa.cpp"))
-            self._runtimes[variant] = _compile(jobs, self._place(variant), self.workers)
-        return self._runtimes[variant]
+            _run([VARIANTS[variant].compiler, "-r", *_compile(jobs, target.parent, self.workers), "-o", target])
+
+        return built_once(self._place(variant) / "runtime.o", make)
 
     def __call__(self, operator: Operator, variant: str) -> Path:
-        key = (operator.name, variant)
-        if key not in self._programs:
-            place = self._place(variant, operator.name)
-            objects = [*compile_kernels(operator, variant, place, workers=self.workers).values()]
-            objects += compile_rest(operator, variant, place, self.workers)
-            self._programs[key] = self.link(variant, objects, place / "driver")
-        return self._programs[key]
+        def make(target: Path) -> None:
+            objects = [*compile_kernels(operator, variant, target.parent, workers=self.workers).values()]
+            objects += compile_rest(operator, variant, target.parent, self.workers)
+            self.link(variant, objects, target)
+
+        return built_once(self._place(variant, operator.name) / "driver", make)
 
     def link(self, variant: str, objects: Sequence[Path], target: Path) -> Path:
         chosen = VARIANTS[variant]
-        _run([chosen.compiler, *chosen.link_flags, *objects, *self.runtime(variant), "-o", target])
+        _run([chosen.compiler, *chosen.link_flags, *objects, self.runtime(variant), "-o", target])
         return target
 
     def _place(self, *names: str) -> Path:

@@ -110,8 +110,10 @@ def test_options(options: dict[str, Any], layout: str, dtype: torch.dtype, backe
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_gradcheck(options: dict[str, Any], backend: str, device: str) -> None:
-    logits = make_logits((2, 3, 2, 3), torch.float64, scale=1.0, device=device).requires_grad_()
-    target = random_labels((2, 2, 3), 3, ignore_index=options.get("ignore_index"), device=device)
+    # Two calls for each logit; gradcheck's fast mode would miss a twentieth of one element's gradient.
+    height, width = (1, 2) if backend == "triton" and device == "cpu" else (2, 3)
+    logits = make_logits((2, 3, height, width), torch.float64, scale=1.0, device=device).requires_grad_()
+    target = random_labels((2, height, width), 3, ignore_index=options.get("ignore_index"), device=device)
     arguments = fill(options, logits)
     assert torch.autograd.gradcheck(lambda x: segops.dice_ce_loss(x, target, backend=backend, **arguments), logits)
 

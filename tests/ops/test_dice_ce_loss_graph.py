@@ -142,7 +142,9 @@ def test_compile_gives_the_same_bits(name: str, backend: str, device: str) -> No
         return segops.dice_ce_loss(x, t, backend=backend, **options)
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    for layout in ("contiguous", "channels_last", "sliced"):
+    # Each is compiled anew, which takes seconds where the graph is torch's own: strides mean nothing to the reference.
+    layouts = ("contiguous", "channels_last", "sliced") if backend != "reference" else ("contiguous",)
+    for layout in layouts:
         for dtype in (torch.float32, torch.bfloat16):
             x = make_logits((N, C, H, W), dtype, layout, device=device)
             value, gradient = gradient_of(loss, x, target)

@@ -7,14 +7,16 @@ import ctypes
 import dataclasses
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -78,12 +80,35 @@ def _run(*command: str | Path) -> None:
     assert result.returncode == 0, f"{' '.join(map(str, command))}\n{result.stderr}"
 
 
+def once_a_run(factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder that all workers of a run share; what is built there is built under the lock of `built_once`."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def built_once(target: Path, make: Callable[[Path], object]) -> Path:
+    """`target`, made unless another worker has: `make` writes another file, so that no half of it is taken for it."""
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            unfinished = target.with_name(f"unfinished_{target.name}")
+            make(unfinished)
+            unfinished.rename(target)
+    return target
+
+
 def build(name: str, folder: Path) -> Path:
-    """Compiles the kernels and the runtime of a variant."""
+    """Compiles the kernels and the runtime of a variant, once in a folder."""
     variant = VARIANTS[name]
     for tool in (variant.compiler, *variant.emulator):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
+    target = folder / ("overrun" if variant.is_program else "libkernels.so")
+    return built_once(target, lambda path: _build(variant, folder, path))
+
+
+def _build(variant: Variant, folder: Path, target: Path) -> None:
     files = [(ROOT / "csrc/simt" / source, []) for source in variant.sources]
     files += [(HERE / kernels, [*variant.kernel_flags, "-x", "c++"]) for kernels in KERNELS]
     files += [(HERE / "overrun.cpp", [])] if variant.is_program else []
@@ -96,10 +121,8 @@ def build(name: str, folder: Path) -> Path:
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, files))
-    target = folder / ("overrun" if variant.is_program else "libkernels.so")
     kind = [] if variant.is_program else ["-shared"]
     _run(variant.compiler, *variant.link_flags, *kind, *objects, "-o", target)
-    return target
 
 
 def aligned(shape: int | tuple[int, ...], dtype: str) -> np.ndarray:

@@ -5,20 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.simt.build import Kernels, build
+from tests.simt.build import Kernels, build, once_a_run
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory) -> Callable[[str], Path]:
-    """Builds a variant once."""
-    done: dict[str, Path] = {}
-
-    def get(variant: str) -> Path:
-        if variant not in done:
-            done[variant] = build(variant, tmp_path_factory.mktemp(variant))
-        return done[variant]
-
-    return get
+    """Builds a variant, once for all workers of a run."""
+    return lambda variant: build(variant, once_a_run(tmp_path_factory, f"simt_{variant}"))
 
 
 @pytest.fixture(scope="session")
