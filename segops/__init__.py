@@ -3,6 +3,7 @@
 from segops import backends, nn, ops
 from segops.config import show_config
 from segops.errors import check_errors, take_bad_data_count
+from segops.ops.confusion_matrix import confusion_matrix
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
 from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
 from segops.ops.upsample_argmax import upsample_argmax
@@ -16,6 +17,7 @@ __all__ = [
     "backends",
     "bed_of_nails2d",
     "check_errors",
+    "confusion_matrix",
     "deep_supervision_loss",
     "dice_ce_loss",
     "nn",

@@ -43,7 +43,8 @@ class _Pending(NamedTuple):
     op: str
     shape: list[int]
     classes: int
-    ignore_index: int
+    ignore_index: int | None
+    name: str = "target"
 
 
 _pending: list[_Pending] = []
@@ -64,7 +65,9 @@ def _in_a_graph(like: Tensor) -> bool:
     return like.is_cuda and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def raise_bad_labels(op: str, record: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
+def raise_bad_labels(
+    op: str, record: Tensor, target: Tensor, classes: int, ignore_index: int | None, name: str = "target"
+) -> None:
     """Raise ValueError if the record of an eager call tells of bad labels; on a device, as soon as it can be known."""
     if _in_a_graph(record) or isinstance(record, FakeTensor) or record.is_meta:
         return
@@ -73,11 +76,11 @@ def raise_bad_labels(op: str, record: Tensor, target: Tensor, classes: int, igno
         host.copy_(record, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(record.device))
-        pending = _Pending(arrived, record.device, host, op, list(target.shape), classes, ignore_index)
+        pending = _Pending(arrived, record.device, host, op, list(target.shape), classes, ignore_index, name)
         with _pending_lock:
             _pending.append(pending)
         return
-    _raise(_Pending(None, record.device, record, op, list(target.shape), classes, ignore_index))
+    _raise(_Pending(None, record.device, record, op, list(target.shape), classes, ignore_index, name))
 
 
 def raise_arrived() -> None:
@@ -106,7 +109,14 @@ def _raise(pending: _Pending) -> None:
     if count:
         raise ValueError(
             describe_bad_labels(
-                pending.op, count, position, value, pending.shape, pending.classes, pending.ignore_index
+                pending.op,
+                count,
+                position,
+                value,
+                pending.shape,
+                pending.classes,
+                pending.ignore_index,
+                pending.name,
             )
         )
 
@@ -145,11 +155,18 @@ def _take(namespace: str, device: torch.device, kind: int) -> list[int]:
 
 
 def describe_bad_labels(
-    op: str, count: int, position: int, value: int, shape: list[int], classes: int, ignore_index: int
+    op: str,
+    count: int,
+    position: int,
+    value: int,
+    shape: list[int],
+    classes: int,
+    ignore_index: int | None,
+    name: str = "target",
 ) -> str:
     if _library.native is None:
-        return f"segops.{op}: target has {count} label(s) outside [0, {classes}); the first is {value}"
-    return _library.native.describe_bad_labels(op, count, position, value, shape, classes, ignore_index)
+        return f"segops.{op}: {name} has {count} label(s) outside [0, {classes}); the first is {value}"
+    return _library.native.describe_bad_labels(op, count, position, value, shape, classes, ignore_index, name)
 
 
 def count_bad_data(elements: int) -> None:
