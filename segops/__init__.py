@@ -3,6 +3,7 @@
 from segops import backends, nn, ops
 from segops.config import show_config
 from segops.errors import check_errors, take_bad_data_count
+from segops.ops.confusion_matrix import confusion_matrix
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
 from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
 from segops.ops.max_unpool import flat_to_local_indices, local_to_flat_indices, max_pool2d, max_unpool2d
@@ -17,6 +18,7 @@ __all__ = [
     "backends",
     "bed_of_nails2d",
     "check_errors",
+    "confusion_matrix",
     "deep_supervision_loss",
     "dice_ce_loss",
     "flat_to_local_indices",

@@ -66,11 +66,15 @@ def _in_a_graph(like: Tensor) -> bool:
     return like.is_cuda and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def raise_bad_labels(op: str, record: Tensor, target: Tensor, classes: int, ignore_index: int) -> None:
+def raise_bad_labels(
+    op: str, record: Tensor, target: Tensor, classes: int, ignore_index: int | None, name: str = "target"
+) -> None:
     """Raise ValueError if the record of an eager call tells of bad labels; on a device, as soon as it can be known."""
     _raise_bad(
         record,
-        partial(describe_bad_labels, op, shape=list(target.shape), classes=classes, ignore_index=ignore_index),
+        partial(
+            describe_bad_labels, op, shape=list(target.shape), classes=classes, ignore_index=ignore_index, name=name
+        ),
     )
 
 
@@ -156,11 +160,18 @@ def _take(namespace: str, device: torch.device, kind: int) -> list[int]:
 
 
 def describe_bad_labels(
-    op: str, count: int, position: int, value: int, shape: list[int], classes: int, ignore_index: int
+    op: str,
+    count: int,
+    position: int,
+    value: int,
+    shape: list[int],
+    classes: int,
+    ignore_index: int | None,
+    name: str = "target",
 ) -> str:
     if _library.native is None:
-        return f"segops.{op}: target has {count} label(s) outside [0, {classes}); the first is {value}"
-    return _library.native.describe_bad_labels(op, count, position, value, shape, classes, ignore_index)
+        return f"segops.{op}: {name} has {count} label(s) outside [0, {classes}); the first is {value}"
+    return _library.native.describe_bad_labels(op, count, position, value, shape, classes, ignore_index, name)
 
 
 def describe_bad_indices(

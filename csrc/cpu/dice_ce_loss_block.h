@@ -5,14 +5,16 @@
 // end of an image). The exponentials stay in the worker's scratch, small enough for the first-level cache: class planes a
 // power of two apart fall into the same cache sets, so the logits themselves are read once, row by row.
 #pragma once
+#include "labels.h"
 #include "segops/dice_ce_loss.h"
+#include "staging.h"
 #include "vec.h"
 
 namespace segops::SEGOPS_ISA {
 
 constexpr int64_t kGroup = 16;  // pixels whose labels are compared at once
 constexpr int64_t kPad = 64;    // blocks are padded to a multiple: four vectors of the widest kind
-constexpr int32_t kMixed = -2, kIgnored = -1;
+constexpr int32_t kMixed = -2;
 
 // Pixels in a block: the exponentials fill about 20 KB of a 32 KB cache.
 inline int64_t block_pixels(int64_t classes, int64_t pixels, int64_t bytes) {
@@ -103,80 +105,14 @@ struct Rows {
   }
 };
 
-// Labels to int32, kIgnored where they are ignored or out of range; compared in Wide, which holds every Label and the class
-// count. Returns whether any was out of range.
-template <class Wide, class Label>
-static bool read_labels(const Label* target, int64_t n, int64_t classes, int64_t ignore_index, int32_t* label) {
-  constexpr int kLanes = kNativeLanes<Wide>, kStep = kNativeLanes<int32_t>;
-  using V = Vec<Wide, kLanes>;
-  const Wide count = static_cast<Wide>(classes), ignore = static_cast<Wide>(ignore_index);
-  const V ignorable = ignore == ignore_index ? ~V{} : V{};
-  V bad{};
-  auto convert = [&](const Label* from) {
-    V value;
-    if constexpr (sizeof(Label) == sizeof(Wide))
-      value = load<kLanes, Wide>(from);
-    else
-      value = __builtin_convertvector(load<kLanes, Label>(from), V);
-    const V inside = (value >= 0) & (value < count), ignored = (value == ignore) & ignorable;
-    bad |= ~inside & ~ignored;
-    return inside & ~ignored ? value : broadcast<kLanes, Wide>(kIgnored);
-  };
-  auto step = [&](const Label* from, int32_t* to) {
-    using Out = Vec<int32_t, kStep>;
-    Out out;
-    if constexpr (sizeof(Wide) == sizeof(int32_t)) {
-      out = convert(from);
-    } else {  // the low halves of two vectors
-      Out low_halves;
-      for (int k = 0; k < kStep; ++k) low_halves[k] = 2 * k;
-      const Out first = reinterpret_cast<Out>(convert(from)), second = reinterpret_cast<Out>(convert(from + kLanes));
-      out = __builtin_shuffle(first, second, low_halves);
-    }
-    *reinterpret_cast<Unaligned<int32_t, kStep>*>(to) = out;
-  };
-  int64_t i = 0;
-  for (; i + kStep <= n; i += kStep) step(target + i, label + i);
-  if (i < n) {
-    Label rest[kStep] = {};
-    int32_t converted[kStep];
-    for (int64_t k = i; k < n; ++k) rest[k - i] = target[k];
-    step(rest, converted);
-    for (int64_t k = i; k < n; ++k) label[k] = converted[k - i];
-  }
-  for (int k = 0; k < kLanes; ++k)
-    if (bad[k]) return true;
-  return false;
-}
-
-static int64_t label_at(const DiceCeLossInputs& in, int64_t position) {
-  switch (in.target_dtype) {
-    case Dtype::uint8: return static_cast<const uint8_t*>(in.target)[position];
-    case Dtype::int16: return static_cast<const int16_t*>(in.target)[position];
-    case Dtype::int32: return static_cast<const int32_t*>(in.target)[position];
-    default: return static_cast<const int64_t*>(in.target)[position];
-  }
-}
-
 // Labels, weights and their groups for pixels [first, first + size) of image n. Bad labels are counted and then ignored.
 template <class T>
 static void load_labels(Block<T>& b, const DiceCeLossInputs& in, int64_t n, int64_t first, BadData* bad_labels) {
   const int64_t at = n * in.pixels + first;
-  auto read = [&](auto wide, auto label) {
-    using Label = decltype(label);
-    return read_labels<decltype(wide)>(static_cast<const Label*>(in.target) + at, b.size, b.classes, in.ignore_index,
-                                       b.label);
-  };
-  bool bad = false;
-  switch (in.target_dtype) {
-    case Dtype::uint8: bad = read(int32_t{}, uint8_t{}); break;
-    case Dtype::int16: bad = read(int32_t{}, int16_t{}); break;
-    case Dtype::int32: bad = read(int32_t{}, int32_t{}); break;
-    default: bad = read(int64_t{}, int64_t{}); break;
-  }
+  const bool bad = read_labels(in.target_dtype, in.target, at, b.size, b.classes, true, in.ignore_index, b.label);
   if (bad && bad_labels) {
     for (int64_t i = 0; i < b.size; ++i) {
-      const int64_t value = label_at(in, at + i);
+      const int64_t value = label_at(in.target_dtype, in.target, at + i);
       if (value == in.ignore_index || (value >= 0 && value < b.classes)) continue;
       if (bad_labels->count++ == 0) {
         bad_labels->position = at + i;
@@ -208,44 +144,7 @@ static void load_labels(Block<T>& b, const DiceCeLossInputs& in, int64_t n, int6
 // Copies [size, C] (channels last) or a ragged planar block into rows, converted and padded with zeros.
 template <class T, class In>
 static void stage_in(Block<T>& b, const In* src, int64_t stride_c, int64_t stride_s) {
-  constexpr int kLanes = kNativeLanes<T>;
-  int64_t i = 0;
-  if (stride_c == 1) {
-    for (; i + 4 <= b.size; i += 4) {
-      for (int64_t c = 0; c < b.classes; c += 4) {
-        if (c + 4 > b.classes) {
-          if (b.classes < 4) break;
-          c = b.classes - 4;  // the last four overlap their neighbours
-        }
-        Vec<T, 4> p[4];
-        for (int k = 0; k < 4; ++k) p[k] = load<4, T>(src + (i + k) * stride_s + c);
-        using Order = Vec<BitsOf<T>, 4>;
-        const Vec<T, 4> ab_low = __builtin_shuffle(p[0], p[1], Order{0, 4, 1, 5});
-        const Vec<T, 4> ab_high = __builtin_shuffle(p[0], p[1], Order{2, 6, 3, 7});
-        const Vec<T, 4> cd_low = __builtin_shuffle(p[2], p[3], Order{0, 4, 1, 5});
-        const Vec<T, 4> cd_high = __builtin_shuffle(p[2], p[3], Order{2, 6, 3, 7});
-        T* dst = b.staged + c * b.capacity + i;
-        store<4>(dst, __builtin_shuffle(ab_low, cd_low, Order{0, 1, 4, 5}));
-        store<4>(dst + b.capacity, __builtin_shuffle(ab_low, cd_low, Order{2, 3, 6, 7}));
-        store<4>(dst + 2 * b.capacity, __builtin_shuffle(ab_high, cd_high, Order{0, 1, 4, 5}));
-        store<4>(dst + 3 * b.capacity, __builtin_shuffle(ab_high, cd_high, Order{2, 3, 6, 7}));
-      }
-      for (int64_t c = 0; b.classes < 4 && c < b.classes; ++c)
-        for (int k = 0; k < 4; ++k) b.staged[c * b.capacity + i + k] = load<1, T>(src + (i + k) * stride_s + c)[0];
-    }
-  }
-  for (int64_t c = 0; c < b.classes; ++c) {
-    T* row = b.staged + c * b.capacity;
-    int64_t j = i;
-    if (stride_s == 1 && b.size >= kLanes) {
-      for (; j + kLanes <= b.size; j += kLanes) store<kLanes>(row + j, load<kLanes, T>(src + c * stride_c + j));
-      j = b.size - kLanes;  // the last ones overlap their neighbours
-      store<kLanes>(row + j, load<kLanes, T>(src + c * stride_c + j));
-      j = b.size;
-    }
-    for (; j < b.size; ++j) row[j] = load<1, T>(src + c * stride_c + j * stride_s)[0];
-    for (j = b.size; j < b.padded; ++j) row[j] = T(0);
-  }
+  stage_rows(src, stride_c, stride_s, b.classes, b.size, b.padded, b.staged, b.capacity);
 }
 
 // The way back: rows to [size, C] or to a ragged planar block.

@@ -2,6 +2,7 @@
 //
 // Pointers in the params are device pointers. Everything is queued on `stream` (a cudaStream_t); nothing waits for it.
 #pragma once
+#include "segops/confusion_matrix.h"
 #include "segops/dice_ce_loss_coarse.h"
 #include "segops/max_unpool.h"
 #include "segops/upsample_argmax.h"
@@ -42,6 +43,10 @@ Failure max_unpool2d_backward(const MaxUnpoolBackward& params, void* stream);
 int64_t max_unpool2d_flat_scratch_bytes(const MaxUnpoolFlat& params);
 Failure max_unpool2d_flat(const MaxUnpoolFlat& params, void* scratch, void* stream);
 Failure max_unpool2d_flat_backward(const MaxUnpoolFlatBackward& params, void* stream);
+
+// Device memory that confusion_matrix needs besides its outputs.
+int64_t confusion_matrix_scratch_bytes(const ConfusionMatrix& params);
+Failure confusion_matrix(const ConfusionMatrix& params, void* scratch, void* stream);
 
 // Adds a record of bad data to what the device has seen, one record for each on_bad (csrc/torch/bad_data.h); and moves what
 // it has seen to `out`.

@@ -22,11 +22,11 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "describe_bad_labels",
       [](const std::string& op, int64_t count, int64_t position, int64_t value, const std::vector<int64_t>& shape,
-         int64_t classes, int64_t ignore_index) {
-        return segops::describe_bad_labels(op, {count, position, value}, shape, classes, ignore_index);
+         int64_t classes, std::optional<int64_t> ignore_index, const std::string& name) {
+        return segops::describe_bad_labels(op, {count, position, value}, shape, classes, ignore_index, name);
       },
       py::arg("op"), py::arg("count"), py::arg("position"), py::arg("value"), py::arg("shape"), py::arg("classes"),
-      py::arg("ignore_index"));
+      py::arg("ignore_index"), py::arg("name") = "target");
   m.def(
       "describe_bad_indices",
       [](const std::string& op, int64_t count, int64_t position, int64_t value, const std::vector<int64_t>& shape,

@@ -1,5 +1,6 @@
 """One page per operator: schema, fake, autograd and the public function."""
 
+from segops.ops.confusion_matrix import confusion_matrix
 from segops.ops.dice_ce_loss import dice_ce_loss
 from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
 from segops.ops.max_unpool import flat_to_local_indices, local_to_flat_indices, max_pool2d, max_unpool2d
@@ -9,6 +10,7 @@ from segops.ops.upsample_nearest import bed_of_nails2d, upsample_nearest2d
 
 __all__ = [
     "bed_of_nails2d",
+    "confusion_matrix",
     "deep_supervision_loss",
     "dice_ce_loss",
     "flat_to_local_indices",

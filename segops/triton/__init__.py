@@ -28,6 +28,7 @@ OPERATORS = {
     "bed_of_nails2d": "upsample_nearest.bed_of_nails2d",
     "bed_of_nails2d_backward": "upsample_nearest.bed_of_nails2d_backward",
     "upsample_argmax": "upsample_argmax.upsample_argmax",
+    "confusion_matrix": "confusion_matrix.confusion_matrix",
     "dice_ce_loss_coarse_statistics": "dice_ce_loss.statistics",
     "dice_ce_loss_coarse_backward": "dice_ce_loss.coarse_backward",
     "max_pool2d": "max_unpool.max_pool2d",

@@ -1,5 +1,6 @@
 // Texts that several libraries must say with the same words.
 #pragma once
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -25,11 +26,13 @@ inline std::string describe_position(int64_t position, const std::vector<int64_t
 
 // "segops.<op>: target has 3 labels outside [0, 19) that are not ignore_index (255); the first is 42 at [0, 7, 12]"
 inline std::string describe_bad_labels(const std::string& op, const BadData& bad, const std::vector<int64_t>& shape,
-                                       int64_t classes, int64_t ignore_index) {
+                                       int64_t classes, std::optional<int64_t> ignore_index,
+                                       const std::string& name = "target") {
   std::ostringstream text;
-  text << "segops." << op << ": target has " << bad.count << (bad.count == 1 ? " label" : " labels") << " outside [0, "
-       << classes << ") that " << (bad.count == 1 ? "is" : "are") << " not ignore_index (" << ignore_index
-       << "); the first is " << bad.value << " at " << describe_position(bad.position, shape);
+  text << "segops." << op << ": " << name << " has " << bad.count << (bad.count == 1 ? " label" : " labels")
+       << " outside [0, " << classes << ")";
+  if (ignore_index) text << " that " << (bad.count == 1 ? "is" : "are") << " not ignore_index (" << *ignore_index << ")";
+  text << "; the first is " << bad.value << " at " << describe_position(bad.position, shape);
   return text.str();
 }
 

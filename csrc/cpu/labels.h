@@ -1,0 +1,101 @@
+// Labels as int32, whatever their type.
+#pragma once
+#include "segops/types.h"
+#include "vec.h"
+
+namespace segops::SEGOPS_ISA {
+
+constexpr int32_t kIgnored = -1;
+
+template <class T>
+struct UnsignedOf;
+template <>
+struct UnsignedOf<int32_t> {
+  using type = uint32_t;
+};
+template <>
+struct UnsignedOf<int64_t> {
+  using type = uint64_t;
+};
+
+template <int kLanes, class Wide, class Label>
+SEGOPS_INLINE Vec<Wide, kLanes> widen_labels(const Label* from) {
+  const auto labels = load<kLanes, Label>(from);
+  if constexpr (sizeof(Label) == sizeof(Wide))
+    return labels;
+  else if constexpr (sizeof(Label) == 1)  // by way of 16 bits: GCC would take it apart
+    return __builtin_convertvector(__builtin_convertvector(labels, Vec<uint16_t, kLanes>), Vec<Wide, kLanes>);
+  else
+    return __builtin_convertvector(labels, Vec<Wide, kLanes>);
+}
+
+// Labels to int32, kIgnored where they are ignored or out of range; compared in Wide, which holds every Label and the class
+// count. Returns whether any was out of range.
+template <class Wide, class Label>
+bool read_labels(const Label* target, int64_t n, int64_t classes, bool ignores, int64_t ignore_index, int32_t* label) {
+  constexpr int kLanes = kNativeLanes<Wide>, kStep = kNativeLanes<int32_t>;
+  using V = Vec<Wide, kLanes>;
+  // Compared without a sign: negative ones are large.
+  using Unsigned = Vec<typename UnsignedOf<Wide>::type, kLanes>;
+  const Unsigned count = broadcast<kLanes>(static_cast<typename UnsignedOf<Wide>::type>(classes));
+  const Wide ignore = static_cast<Wide>(ignore_index);
+  const V ignorable = ignores && ignore == ignore_index ? ~V{} : V{};
+  V bad{};
+  auto convert = [&](const Label* from) {
+    const V value = widen_labels<kLanes, Wide>(from);
+    const V inside = reinterpret_cast<Unsigned>(value) < count, ignored = (value == ignore) & ignorable;
+    bad |= ~inside & ~ignored;
+    return inside & ~ignored ? value : broadcast<kLanes, Wide>(kIgnored);
+  };
+  auto step = [&](const Label* from, int32_t* to) {
+    using Out = Vec<int32_t, kStep>;
+    Out out;
+    if constexpr (sizeof(Wide) == sizeof(int32_t)) {
+      out = convert(from);
+    } else {  // the low halves of two vectors
+      Out low_halves;
+      for (int k = 0; k < kStep; ++k) low_halves[k] = 2 * k;
+      const Out first = reinterpret_cast<Out>(convert(from)), second = reinterpret_cast<Out>(convert(from + kLanes));
+      out = __builtin_shuffle(first, second, low_halves);
+    }
+    *reinterpret_cast<Unaligned<int32_t, kStep>*>(to) = out;
+  };
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) step(target + i, label + i);
+  if (i < n) {
+    Label rest[kStep] = {};
+    int32_t converted[kStep];
+    for (int64_t k = i; k < n; ++k) rest[k - i] = target[k];
+    step(rest, converted);
+    for (int64_t k = i; k < n; ++k) label[k] = converted[k - i];
+  }
+  for (int k = 0; k < kLanes; ++k)
+    if (bad[k]) return true;
+  return false;
+}
+
+// Those of `n` pixels from `first` on.
+inline bool read_labels(Dtype dtype, const void* labels, int64_t first, int64_t n, int64_t classes, bool ignores,
+                        int64_t ignore_index, int32_t* label) {
+  switch (dtype) {
+    case Dtype::uint8:
+      return read_labels<int32_t>(static_cast<const uint8_t*>(labels) + first, n, classes, ignores, ignore_index, label);
+    case Dtype::int16:
+      return read_labels<int32_t>(static_cast<const int16_t*>(labels) + first, n, classes, ignores, ignore_index, label);
+    case Dtype::int32:
+      return read_labels<int32_t>(static_cast<const int32_t*>(labels) + first, n, classes, ignores, ignore_index, label);
+    default:
+      return read_labels<int64_t>(static_cast<const int64_t*>(labels) + first, n, classes, ignores, ignore_index, label);
+  }
+}
+
+inline int64_t label_at(Dtype dtype, const void* labels, int64_t position) {
+  switch (dtype) {
+    case Dtype::uint8: return static_cast<const uint8_t*>(labels)[position];
+    case Dtype::int16: return static_cast<const int16_t*>(labels)[position];
+    case Dtype::int32: return static_cast<const int32_t*>(labels)[position];
+    default: return static_cast<const int64_t*>(labels)[position];
+  }
+}
+
+}  // namespace segops::SEGOPS_ISA
