@@ -9,10 +9,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-
-import pytest
 from functools import partial
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor

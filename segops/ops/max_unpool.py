@@ -41,7 +41,7 @@ def _fake_unpool(
 
 
 def _fake_unpool_backward(grad_output: Tensor, indices: Tensor, window: list[int], accumulate: bool) -> Tensor:
-    return _empty_image(grad_output, *indices.shape[2:], grad_output.dtype)
+    return _empty_image(grad_output, indices.shape[2], indices.shape[3], grad_output.dtype)
 
 
 def _fake_flat(
@@ -51,7 +51,7 @@ def _fake_flat(
 
 
 def _fake_flat_backward(grad_output: Tensor, indices: Tensor) -> Tensor:
-    return _empty_image(grad_output, *indices.shape[2:], grad_output.dtype)
+    return _empty_image(grad_output, indices.shape[2], indices.shape[3], grad_output.dtype)
 
 
 def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

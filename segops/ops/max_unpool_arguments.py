@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -54,17 +55,17 @@ def window_of(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: An
 
     Raises:
         TypeError: something that is no int, or no pair of them.
-        ValueError: sizes, strides and dilations below 1, padding below 0 or of more than half a window.
+        ValueError: sizes, strides and dilations below 1, padding below 0 or above half of
+            kernel_size (as in torch, dilation does not count).
     """
     kernel = _pair(op, "kernel_size", kernel_size, 1)
     strides = kernel if stride is None or stride == () or stride == [] else _pair(op, "stride", stride, 1)
     paddings, dilations = _pair(op, "padding", padding, 0), _pair(op, "dilation", dilation, 1)
-    for size, pad, step in zip(kernel, paddings, dilations, strict=True):
-        if pad > ((size - 1) * step + 1) // 2:
-            raise ValueError(
-                f"segops.{op}: padding must be at most half the window's extent, got padding {padding!r} "
-                f"for kernel_size {kernel_size!r} with dilation {dilation!r}"
-            )
+    if any(pad > size // 2 for pad, size in zip(paddings, kernel, strict=True)):
+        raise ValueError(
+            f"segops.{op}: padding must be at most half of kernel_size, got padding {padding!r} "
+            f"for kernel_size {kernel_size!r}"
+        )
     return [*kernel, *strides, *paddings, *dilations]
 
 
@@ -123,11 +124,13 @@ def unpooled_size(op: str, pooled: Sequence[Any], window: Window, output_size: S
         sizes = list(output_size[-2:])
         if len(output_size) not in (2, 3, 4):
             raise ValueError(f"segops.{op}: output_size must end in H and W, got {len(output_size)} elements")
-    for size, base, n, axis in zip(sizes, least, pooled, axes, strict=True):
+    for size, base, stride in zip(sizes, least, window[2:4], strict=True):
         if not isinstance(size, (int, torch.SymInt)) or isinstance(size, bool):
             raise TypeError(f"segops.{op}: output_size must be a tuple of ints, got {output_size!r}")
-        near = base - axis[1] < size < base + axis[1]
-        if size < 1 or not (near or n in (pooled_length(size, axis, False), pooled_length(size, axis, True))):
+        # As in torch; what pooling in either mode has come from is in this range. Sizes that a graph leaves open are
+        # not compared: they would no longer be free, and a wrong one shows in the indices.
+        far = statically_known_true(size <= base - stride) or statically_known_true(size >= base + stride)
+        if far or size < 1:
             raise ValueError(
                 f"segops.{op}: no pooling with kernel_size {tuple(window[:2])}, stride {tuple(window[2:4])}, padding "
                 f"{tuple(window[4:6])} and dilation {tuple(window[6:])} makes {pooled[0]} x {pooled[1]} of "

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segops import _library, errors
+from segops.ops.max_unpool_arguments import MOST_TAPS, pooled_length
 from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, launch
 from segops.triton.max_unpool_flat import (
     max_unpool_flat_backward_kernel,
@@ -55,12 +56,6 @@ class _Axis(NamedTuple):
         """How many windows reach one position at most."""
         return -(-self.kernel // self.stride) if self.dilation == 1 else self.kernel
 
-    def windows(self, size: int, ceil_mode: bool) -> int:
-        """As torch counts them."""
-        room = size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1
-        count = (room + (self.stride - 1 if ceil_mode else 0)) // self.stride + 1
-        return count - int(ceil_mode and (count - 1) * self.stride >= size + self.padding)
-
     def inside(self, windows: int, size: int) -> bool:
         """Whether no tap of any window is outside the image."""
         last = (windows - 1) * self.stride + (self.kernel - 1) * self.dilation
@@ -70,7 +65,10 @@ class _Axis(NamedTuple):
 _PAIR = _Axis(2, 2, 0, 1)
 
 
-def _axes(window: list[int]) -> tuple[_Axis, _Axis]:
+def _axes(op: str, window: list[int]) -> tuple[_Axis, _Axis]:
+    least = (1, 1, 1, 1, 0, 0, 1, 1)
+    if len(window) != 8 or any(map(int.__lt__, window, least)) or window[0] * window[1] > MOST_TAPS:
+        raise RuntimeError(f"segops.{op}: no windows of up to {MOST_TAPS} elements: {window}")
     return _Axis(*window[::2]), _Axis(*window[1::2])
 
 
@@ -87,7 +85,9 @@ def _computed(x: Tensor) -> Any:
     return TRITON_DTYPE[torch.float64 if x.dtype == torch.float64 else torch.float32]
 
 
-def _check_sizes(op: str, *images: tuple[int, ...]) -> None:
+def _check_sizes(op: str, x: Tensor, *images: tuple[int, ...]) -> None:
+    if x.ndim != 4:
+        raise RuntimeError(f"segops.{op}: expected [N, C, H, W], got {list(x.shape)}")
     for height, width in images:
         if not (height > 0 and width > 0 and height * width < 1 << 31):
             raise RuntimeError(
@@ -95,11 +95,22 @@ def _check_sizes(op: str, *images: tuple[int, ...]) -> None:
             )
 
 
+def _check_indices(op: str, indices: Tensor, dtype: torch.dtype, like: Tensor, dims: int, floating: bool) -> None:
+    """Indices fit `like` in the first `dims` dimensions, and what is to be added up is floating-point."""
+    if indices.dtype != dtype or indices.ndim != 4 or indices.shape[:dims] != like.shape[:dims]:
+        raise RuntimeError(
+            f"segops.{op}: indices {list(indices.shape)} of {indices.dtype} do not fit {list(like.shape)} and {dtype}"
+        )
+    if floating and not like.is_floating_point():
+        raise RuntimeError(f"segops.{op}: expected floating-point numbers, got {like.dtype}")
+
+
 def max_pool2d(input: Tensor, window: list[int], ceil_mode: bool) -> tuple[Tensor, Tensor]:
-    vertical, horizontal = _axes(window)
+    vertical, horizontal = _axes("max_pool2d", window)
+    _check_sizes("max_pool2d", input)
     in_height, in_width = input.shape[2:]
-    height, width = vertical.windows(in_height, ceil_mode), horizontal.windows(in_width, ceil_mode)
-    _check_sizes("max_pool2d", (in_height, in_width), (height, width))
+    height, width = pooled_length(in_height, window[::2], ceil_mode), pooled_length(in_width, window[1::2], ceil_mode)
+    _check_sizes("max_pool2d", input, (in_height, in_width), (height, width))
     output = empty_like_format(input, height, width)
     indices = empty_like_format(input, height, width, torch.uint8)
     across = not output.is_contiguous()
@@ -132,9 +143,10 @@ def max_pool2d(input: Tensor, window: list[int], ceil_mode: bool) -> tuple[Tenso
 def max_unpool2d(
     input: Tensor, indices: Tensor, height: int, width: int, window: list[int], accumulate: bool, on_bad: int
 ) -> tuple[Tensor, Tensor]:
-    vertical, horizontal = _axes(window)
+    vertical, horizontal = _axes("max_unpool2d", window)
+    _check_indices("max_unpool2d", indices, torch.uint8, input, 4, accumulate)
     in_height, in_width = input.shape[2:]
-    _check_sizes("max_unpool2d", (in_height, in_width), (height, width))
+    _check_sizes("max_unpool2d", input, (in_height, in_width), (height, width))
     output = empty_like_format(input, height, width)
     across = not output.is_contiguous()
     seen = torch.zeros(2, dtype=torch.int64, device=input.device)
@@ -179,9 +191,10 @@ def max_unpool2d(
 
 
 def max_unpool2d_backward(grad_output: Tensor, indices: Tensor, window: list[int], accumulate: bool) -> Tensor:
-    vertical, horizontal = _axes(window)
+    vertical, horizontal = _axes("max_unpool2d_backward", window)
+    _check_indices("max_unpool2d_backward", indices, torch.uint8, grad_output, 2, True)
     in_height, in_width = indices.shape[2:]
-    _check_sizes("max_unpool2d_backward", (in_height, in_width), tuple(grad_output.shape[2:]))
+    _check_sizes("max_unpool2d_backward", grad_output, (in_height, in_width), tuple(grad_output.shape[2:]))
     grad_input = empty_like_format(grad_output, in_height, in_width)
     reach = (vertical.reach, horizontal.reach)
     programs, blocks = cut(grad_input, in_height, in_width, not grad_input.is_contiguous())
@@ -208,8 +221,9 @@ def max_unpool2d_backward(grad_output: Tensor, indices: Tensor, window: list[int
 def max_unpool2d_flat(
     input: Tensor, indices: Tensor, height: int, width: int, accumulate: bool, on_bad: int
 ) -> tuple[Tensor, Tensor]:
+    _check_indices("max_unpool2d", indices, torch.int64, input, 4, accumulate)
     (n, c, in_height, in_width), pixels = input.shape, height * width
-    _check_sizes("max_unpool2d", (in_height, in_width), (height, width))
+    _check_sizes("max_unpool2d", input, (in_height, in_width), (height, width))
     output = empty_like_format(input, height, width)
     across = not output.is_contiguous()
     seen = torch.zeros(2, dtype=torch.int64, device=input.device)
@@ -253,9 +267,10 @@ def max_unpool2d_flat(
 
 
 def max_unpool2d_flat_backward(grad_output: Tensor, indices: Tensor) -> Tensor:
+    _check_indices("max_unpool2d_backward", indices, torch.int64, grad_output, 2, True)
     in_height, in_width = indices.shape[2:]
     height, width = grad_output.shape[2:]
-    _check_sizes("max_unpool2d_backward", (in_height, in_width), (height, width))
+    _check_sizes("max_unpool2d_backward", grad_output, (in_height, in_width), (height, width))
     grad_input = empty_like_format(grad_output, in_height, in_width)
     programs, blocks = cut(grad_input, in_height, in_width, not grad_input.is_contiguous())
     launch(

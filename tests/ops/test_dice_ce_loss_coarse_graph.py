@@ -84,14 +84,13 @@ def test_compile_gives_the_same_bits(name: str, kernel_backend: str, device: str
         return segops.dice_ce_loss(x, t, align_corners=True, backend=kernel_backend, **options)
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    for layout in ("contiguous", "channels_last", "sliced"):
-        for dtype in (torch.float32, torch.bfloat16):
-            x = make_logits((N, C, 4, 5), dtype, layout, device=device)
-            value, gradient = gradient_of(loss, x, target)
-            same_value, same_gradient = gradient_of(compiled, x, target)
-            assert torch.equal(same_value, value)
-            assert torch.equal(same_gradient, gradient)
-            assert same_gradient.stride() == gradient.stride()
+    for layout, dtype in (("contiguous", F32), ("channels_last", BF16), ("sliced", F32), ("contiguous", BF16)):
+        x = make_logits((N, C, 4, 5), dtype, layout, device=device)
+        value, gradient = gradient_of(loss, x, target)
+        same_value, same_gradient = gradient_of(compiled, x, target)
+        assert torch.equal(same_value, value)
+        assert torch.equal(same_gradient, gradient)
+        assert same_gradient.stride() == gradient.stride()
 
 
 def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
@@ -103,7 +102,7 @@ def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
         return 2 * loss, parts.confusion
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True)
-    for n, h, w, height, width in ((2, 6, 7, 24, 28), (3, 9, 5, 17, 12), (4, 3, 17, 40, 18)):
+    for n, h, w, height, width in ((2, 3, 4, 12, 14), (3, 5, 2, 9, 7), (4, 2, 6, 11, 13)):
         images, target = torch.randn(n, C, h, w, device=device), random_labels((n, height, width), C, device=device)
         results = []
         for run in (step, compiled):

@@ -256,7 +256,7 @@ def any_case(draw: st.DrawFn) -> Case:
     kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
     dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
-    padding = tuple(draw(st.integers(0, e // 2)) for e in extent)
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
     stride = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
     least = [max(e - 2 * p, d) for e, p, d in zip(extent, padding, dilation, strict=True)]
     shape = (draw(st.integers(0, 2)), draw(st.integers(1, 5)), *(draw(st.integers(m, m + 19)) for m in least))

@@ -153,8 +153,7 @@ def test_what_is_bad_is_counted_and_written_nowhere(
 ) -> None:
     """All but one element corrupt: the record tells how many and the first; only the good one is in the output.
 
-    The output is a fresh tensor between guards that an operator's allocation cannot have; so the same is done with the
-    transpose, whose reads would be outside, and tests/simt and the sanitizers watch the memory itself.
+    That nothing is written beside the output is seen by the drivers of tests/csrc, whose buffers have exact bounds.
     """
     ops = getattr(torch.ops, backends.namespace(kernel_backend))
     window = window_of("max_unpool2d", *case.sizes)

@@ -90,6 +90,14 @@ __global__ void histogram_kernel(const int* x, unsigned* counts, unsigned long l
   for (int i = threadIdx.x; i < bins; i += blockDim.x) atomic_add(counts + i, mine[i]);
 }
 
+// x [n] -> the largest, in both widths.
+__global__ void largest_kernel(const int* x, unsigned* largest, unsigned long long* wide, int n) {
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
+    atomic_max(largest, static_cast<unsigned>(load(x + i)));
+    atomic_max(wide, static_cast<unsigned long long>(load(x + i)) << 40);
+  }
+}
+
 // x [tiles, threads, 4] -> out [threads, 4]: the sum over tiles, each copied while the one before it is added.
 __global__ void pipeline_kernel(const float* x, float* out, int tiles) {
   SHARED_ARRAY(float4, stage, 2 * 64);
@@ -201,6 +209,10 @@ EXPORT run_block_sum(const float* x, float* out, int blocks, int threads, int ro
 
 EXPORT run_histogram(const int* x, unsigned* counts, unsigned long long* total, int n, int bins, int blocks, int threads) {
   return LAUNCH(histogram_kernel, blocks, threads, bins * sizeof(unsigned), nullptr, x, counts, total, n, bins);
+}
+
+EXPORT run_largest(const int* x, unsigned* largest, unsigned long long* wide, int n, int blocks, int threads) {
+  return LAUNCH(largest_kernel, blocks, threads, 0, nullptr, x, largest, wide, n);
 }
 
 EXPORT run_pipeline(const float* x, float* out, int tiles) {

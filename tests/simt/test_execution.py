@@ -69,6 +69,9 @@ def test_integer_atomics(kernels, mode):
     kernels.run("run_histogram", x, counts, total, 500, 7, 2, 64)
     assert np.array_equal(counts, np.bincount(x, minlength=7))
     assert total[0] == 500
+    largest, wide = np.zeros(1, np.uint32), np.zeros(1, np.uint64)
+    kernels.run("run_largest", x, largest, wide, 500, 2, 64)
+    assert (largest[0], wide[0]) == (x.max(), int(x.max()) << 40)
     tickets = np.zeros(64, np.uint32)
     kernels.run("run_ticket", np.zeros(1, np.int32), tickets, 64)
     assert sorted(tickets) == list(range(64))

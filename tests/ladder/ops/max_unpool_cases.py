@@ -1,4 +1,4 @@
-"""Cases of max_pool2d and max_unpool2d for the driver: every window with every layout, and every dtype with every layout."""
+"""Cases of max_pool2d and max_unpool2d for the driver: every window, and every dtype, with every layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def window(kernel: int, stride: int, padding: int = 0, dilation: int = 1, axes: 
     return {name + axis: value for axis in axes for name, value in options.items()}
 
 
-#: Of 2x2 with stride 2: rows that fill vectors and that do not, and an image that is a row more, or less, than the windows.
+#: Of 2x2 with stride 2: rows that fill vectors and that do not; an image that is a row more, or less, than the windows.
 HALVES = (
     {"h": 5, "w": 8, "H": 10, "W": 16, "n": 2},
     {"h": 5, "w": 8, "H": 11, "W": 16},
