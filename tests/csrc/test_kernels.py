@@ -26,21 +26,31 @@ PACKAGES = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "q
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(scope="module", params=TARGETS)
-def command(request, tmp_path_factory):
-    """How to run the kernels on the target."""
-    compiler, emulator = TARGETS[request.param]
+def build(target: str, op: str, folder: Path) -> list[str]:
+    """How to run the driver of an operator's kernels on the target."""
+    compiler, emulator = TARGETS[target]
     for tool in (compiler[0], *emulator):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed (Debian: {PACKAGES[tool]})")
-    binary = tmp_path_factory.mktemp("kernels") / "run_dice_ce_loss"
-    sources = ["tests/csrc/run_dice_ce_loss.cpp", "csrc/cpu/dice_ce_loss.cpp", "csrc/cpu/isa.cpp"]
+    binary = folder / f"run_{op}"
+    sources = [f"tests/csrc/run_{op}.cpp", f"csrc/cpu/{op}.cpp", "csrc/cpu/isa.cpp"]
     flags = ["-std=c++20", "-O3", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
     flags += ["-DSEGOPS_ISA=baseline", "-DSEGOPS_ISA_IS_BASELINE", "-DSEGOPS_ONE_LEVEL"]
     subprocess.run(
         [*compiler, *flags, "-Icsrc/include", "-Icsrc/cpu", *sources, "-o", str(binary)], cwd=ROOT, check=True
     )
     return [*emulator, str(binary)]
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def command(request, tmp_path_factory):
+    return build(request.param, "dice_ce_loss", tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_max_unpool_follows_its_definition(target, tmp_path):
+    done = subprocess.run(build(target, "max_unpool", tmp_path), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("layout", ["planar", "channels_last"])
