@@ -129,28 +129,48 @@ void unpool_pixels(const MaxUnpool& p, const BadIndices& bad, const Parallel& pa
     }
     const Element* const input = row_of<const Element>(p.input, b, 0);
     const uint8_t* const indices = row_of<const uint8_t>(p.indices, b, 0);
+    // The windows that may point at a row, at a column, and at a pixel, in row-major order.
+    struct Reach {
+      int64_t window, tap;
+    } in_rows[256];
+    struct Candidate {
+      const Element* value;
+      const uint8_t* index;
+      Number tap;
+    } candidates[256];
     const int64_t end = first_owned(p.vertical, b.end, rows, out.height);
-    for (int64_t y = first_owned(p.vertical, b.begin, rows, out.height); y < end; ++y)
+    for (int64_t y = first_owned(p.vertical, b.begin, rows, out.height); y < end; ++y) {
+      int64_t row_count = 0;
+      for (int64_t ky = p.vertical.kernel - 1; ky >= 0; --ky) {
+        const int64_t row = window_of(p.vertical, y, ky, rows);
+        if (row >= 0) in_rows[row_count++] = Reach{row, ky};
+      }
       for (int64_t x = 0; x < out.width; ++x) {
+        Reach in_columns[256];
+        int64_t column_count = 0, count = 0;
+        for (int64_t kx = p.horizontal.kernel - 1; kx >= 0; --kx) {
+          const int64_t column = window_of(p.horizontal, x, kx, p.input.width);
+          if (column >= 0) in_columns[column_count++] = Reach{column, kx};
+        }
+        for (int64_t i = 0; i < row_count; ++i)
+          for (int64_t j = 0; j < column_count; ++j) {
+            const Reach row = in_rows[i], column = in_columns[j];
+            candidates[count++] = Candidate{input + row.window * p.input.stride_h + column.window * p.input.stride_w,
+                                            indices + row.window * p.indices.stride_h + column.window * p.indices.stride_w,
+                                            static_cast<Number>(row.tap * p.horizontal.kernel + column.tap)};
+          }
         Element* const pixel = row_of<Element>(out, b, y) + x * out.stride_w;
         for (int64_t i = 0; i < channels; i += kLanes) {
           const int64_t c = i < channels - kLanes ? i : channels - kLanes;
           Vec<T, kLanes> result{};
-          for (int64_t ky = p.vertical.kernel - 1; ky >= 0; --ky) {
-            const int64_t row = window_of(p.vertical, y, ky, rows);
-            if (row < 0) continue;
-            for (int64_t kx = p.horizontal.kernel - 1; kx >= 0; --kx) {
-              const int64_t column = window_of(p.horizontal, x, kx, p.input.width);
-              if (column < 0) continue;
-              const auto number =
-                  load_indices<Number, kLanes>(indices + row * p.indices.stride_h + column * p.indices.stride_w + c);
-              const auto points = number == broadcast<kLanes, Number>(static_cast<Number>(ky * p.horizontal.kernel + kx));
-              const Vec<T, kLanes> value = load<kLanes, T>(input + row * p.input.stride_h + column * p.input.stride_w + c);
-              if constexpr (kSum)
-                result += points ? value : Vec<T, kLanes>{};
-              else
-                result = points ? value : result;
-            }
+          for (int64_t j = 0; j < count; ++j) {
+            const Candidate& one = candidates[j];
+            const auto points = load_indices<Number, kLanes>(one.index + c) == broadcast<kLanes, Number>(one.tap);
+            const Vec<T, kLanes> value = load<kLanes, T>(one.value + c);
+            if constexpr (kSum)
+              result += points ? value : Vec<T, kLanes>{};
+            else
+              result = points ? value : result;
           }
           if constexpr (kSum)
             store<kLanes>(pixel + c, result);
@@ -158,6 +178,7 @@ void unpool_pixels(const MaxUnpool& p, const BadIndices& bad, const Parallel& pa
             put<Element, kLanes>(pixel + c, result, streaming);
         }
       }
+    }
     streaming_done();
   });
 }

@@ -38,6 +38,7 @@ CASES: dict[str, Case] = {
     "2x2, wide": Case((1, 2, 4, 67), 2),
     "2x2, many channels": Case((1, 19, 5, 4), 2),
     "2x2, padded": Case((1, 3, 5, 8), 2, 2, 1),
+    "2x2, padded, ceil": Case((1, 3, 5, 8), 2, 2, 1, 1, True),
     "3x3 s2, a ResNet's": Case((2, 3, 9, 12), 3, 2, 1),
     "3x3 s2, ceil": Case((1, 2, 8, 11), 3, 2, 0, 1, True),
     "3x3 s1": Case((1, 4, 6, 7), 3, 1, 1),

@@ -66,7 +66,9 @@ def test_winners_of_ties_and_special_values(name: str, backend: str, device: str
     """The first maximum, the last NaN, also where all of a window is -inf."""
     case = CASES[name]
     few = torch.randint(0, 3, case.shape, generator=torch.Generator().manual_seed(2)).to(device).float()
-    for x in (few, with_specials(few), torch.full_like(few, -INF), torch.full_like(few, NAN)):
+    kinds = (few, with_specials(few), torch.full_like(few, -INF), torch.full_like(few, NAN))
+    # Triton's interpreter takes a second and more for windows of 256 elements.
+    for x in kinds[1:3] if backend == "triton" and name == "256 taps" else kinds:
         for image in (x, x.to(memory_format=torch.channels_last)):
             output, indices = segops.max_pool2d(image, *case.sizes, case.ceil_mode, backend=backend)
             expected, flat = case.pool(image)

@@ -134,7 +134,7 @@ def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
         return (segops.max_unpool2d(output, indices, 3, 2, 1, 1, x.shape, backend=kernel_backend) * x).sum()
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True)
-    for n, h, w in ((2, 40, 41), (3, 42, 45), (4, 47, 39)):
+    for n, h, w in ((3, 37, 38), (4, 42, 35), (5, 31, 39)):  # inductor compiles sums below 4096 addends anew
         x = torch.randn(n, 3, h, w, device=device)
         results = [(y.detach(), *torch.autograd.grad(y, gain)) for y in (step(x), compiled(x))]
         for eager, same in zip(*results, strict=True):
@@ -161,19 +161,24 @@ def test_export_with_dynamic_sizes(device: str) -> None:
         assert torch.equal(loaded(x), net(x))
 
 
-def test_fake_and_meta_tensors_give_shapes_and_strides() -> None:
+@pytest.mark.parametrize(
+    "case",
+    [Case((2, 3, 5, 7), 3, 2, 1), Case((2, 3, 5, 7), 2, 2, 1, 1, True), Case((2, 3, 5, 7), 2, 2, 0, 1, True)],
+    ids=str,
+)
+def test_fake_and_meta_tensors_give_shapes_and_strides(case: Case) -> None:
+    """In ceil_mode no window begins in the padding behind the image."""
+
+    def results(x: Tensor) -> tuple[Tensor, ...]:
+        output, indices = segops.max_pool2d(x, *case.sizes, case.ceil_mode)
+        return output, indices, segops.max_unpool2d(output, indices, *case.sizes, x.shape)
+
     for layout in ("contiguous", "channels_last"):
-        x = make_logits((2, 3, 5, 7), torch.float16, layout)
-        expected = segops.max_pool2d(x, 3, 2, 1)
-        back = segops.max_unpool2d(*expected, 3, 2, 1, output_size=(5, 7))
+        x = make_logits(case.shape, torch.float16, layout)
         with FakeTensorMode() as mode:
-            fakes = [segops.max_pool2d(mode.from_tensor(x), 3, 2, 1)]
-            fakes[0] = (*fakes[0], segops.max_unpool2d(*fakes[0], 3, 2, 1, output_size=(5, 7)))
-        meta = segops.max_pool2d(x.to("meta"), 3, 2, 1)
-        fakes.append((*meta, segops.max_unpool2d(*meta, 3, 2, 1, output_size=(5, 7))))
-        for results in fakes:
-            for result, real in zip(results, (*expected, back), strict=True):
-                assert (result.shape, result.stride(), result.dtype) == (real.shape, real.stride(), real.dtype)
+            fakes = results(mode.from_tensor(x))
+        for result, real in zip((*fakes, *results(x.to("meta"))), (*results(x), *results(x)), strict=True):
+            assert (result.shape, result.stride(), result.dtype) == (real.shape, real.stride(), real.dtype)
 
 
 def test_forward_mode_is_refused(kernel_backend: str, device: str) -> None:
