@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("SEGOPS_BACKEND", None)
     # Spinning threads take the cores from each other where several processes share them, and tests are many small ops.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Workers that share the cores do not share each with threads of the others; what threads change is tested as such.
     if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
         os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // workers, 1)))
     if config.getoption("--device") == "cpu":

@@ -404,3 +404,24 @@ def test_gradients_accumulate_and_scale(backend: str, device: str) -> None:
         assert not segops.dice_ce_loss(x, target, backend=backend).requires_grad
     with torch.inference_mode():
         assert torch.equal(segops.dice_ce_loss(logits, target, backend=backend), loss.detach())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("classes", [2, 19, 150])
+def test_number_of_threads_changes_nothing(classes: int, layout: str) -> None:
+    """Several items of work an image, the last of them shorter; the other tests may have one thread each."""
+    threads = torch.get_num_threads()
+    target = random_labels((2, 131, 97), classes, ignore_index=-100)
+    results = []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            x = make_logits((2, classes, 131, 97), torch.bfloat16, layout).requires_grad_()
+            loss, parts = segops.dice_ce_loss(x, target, return_parts=True, backend="native")
+            pixels_of = segops.dice_ce_loss(x, target, reduction="none", dice_weight=0, backend="native")
+            (gradient,) = torch.autograd.grad(loss + pixels_of.sum(), x)
+            results.append((loss.detach(), *parts, pixels_of.detach(), gradient))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
