@@ -24,6 +24,7 @@ OPS = (
     "upsample_bilinear",
     "upsample_nearest",
     "upsample_argmax",
+    "max_unpool",
     "confusion_matrix",
 )
 SOURCE_SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh", ".toml", ".txt"}
