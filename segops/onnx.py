@@ -30,7 +30,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         ImportError: onnxscript is not installed.
     """
     _onnxscript()
-    translations = {
+    translations: dict[str, Callable[..., Any]] = {
         "max_pool2d": _max_pool2d,
         "max_unpool2d": _max_unpool2d,
         "max_unpool2d_flat": _max_unpool2d_flat,

@@ -16,8 +16,8 @@ class MaxPool2d(nn.MaxPool2d):
     """:class:`torch.nn.MaxPool2d` on :func:`segops.max_pool2d`.
 
     With ``return_indices=True`` the indices are uint8 positions in windows, for :class:`MaxUnpool2d`. Otherwise the
-    same kernel runs, and its indices are kept for the backward pass alone; windows of more than 256 elements, which these
-    indices cannot count, then fall through to :func:`torch.nn.functional.max_pool2d`.
+    same kernel runs, and its indices are kept for the backward pass alone; windows of more than 256 elements, which
+    these indices cannot count, then fall through to :func:`torch.nn.functional.max_pool2d`.
 
     Args: those of :class:`torch.nn.MaxPool2d`, with the same defaults; also its representation and its (empty) state.
 
