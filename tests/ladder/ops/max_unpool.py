@@ -59,6 +59,27 @@ def flat(shown: str, dtype: str, write_read: float, **options: object) -> Traffi
     return Traffic(f"{shown}, flat", line, kernels)
 
 
+def flat_backward(dtype: str) -> Traffic:
+    windows, value = C * H * W, BYTES[dtype]
+    # Each window asks for the sector of the element it points at.
+    kernels = {"max_unpool_flat_pick": Moves(Bytes(8 * windows + 4 * value * windows, 2.0), Bytes(value * windows, 1.0))}
+    return Traffic(
+        f"{dtype}, flat_backward", case(op="flat_backward", dtype=dtype, c=C, h=H, w=W, H=2 * H, W=2 * W), kernels
+    )
+
+
+def flat_sum(dtype: str) -> Traffic:
+    """Second derivatives: sums in float, an element at a time, behind a warp's own order of the windows."""
+    windows, fine, value = C * H * W, 4 * C * H * W, BYTES[dtype]
+    kernels = {
+        "max_unpool_flat_clear": Moves(Bytes(0), Bytes(4 * fine, 1.0)),
+        "max_unpool_flat_sum": Moves(Bytes((8 + value + 4) * windows, 4.0), Bytes(4 * windows, 8.0)),
+        "max_unpool_flat_round": Moves(Bytes(4 * fine, 1.0), Bytes(value * fine, 1.0)),
+    }
+    line = case(op="flat", dtype=dtype, c=C, h=H, w=W, H=2 * H, W=2 * W, record=0, accumulate=1)
+    return Traffic(f"{dtype}, flat, accumulate", line, kernels)
+
+
 TRAFFIC = (
     traffic("float32, 2x2", "unpool", "max_unpool_pairs"),
     traffic("float32, 2x2, record", "unpool", "max_unpool_pairs", record=True),
@@ -67,6 +88,15 @@ TRAFFIC = (
     traffic("float32, 2x2, channels_last", "unpool", "max_unpool_squares", **LAST),
     traffic("bfloat16, 2x2, channels_last", "unpool", "max_unpool_squares", "bfloat16", **LAST),
     traffic("float32, 3x3", "unpool", "max_unpool_gather", read=6.0, **THREE),
+    Traffic(
+        "float32, 3x3, record, unpool",
+        case(op="unpool", dtype="float32", c=C, h=H, w=W, H=2 * H, W=2 * W, record=1, **THREE),
+        {
+            "max_unpool_gather": Moves(Bytes(5 * C * H * W, 6.0), Bytes(16 * C * H * W, 1.0)),
+            "max_unpool_check": Moves(Bytes(C * H * W, 1.0), Bytes(0)),
+            **RECORD,
+        },
+    ),
     traffic("float32, 2x2", "pool", "max_pool_pairs"),
     traffic("bfloat16, 2x2", "pool", "max_pool_pairs", "bfloat16"),
     traffic("float32, 2x2, channels_last", "pool", "max_pool", **LAST),
@@ -78,6 +108,8 @@ TRAFFIC = (
     traffic("float32, 3x3", "unpool_backward", "max_unpool_pick", read=1.6, **THREE),
     flat("float32", "float32", 3.0),
     flat("float32, channels_last", "float32", 3.0, **LAST),
+    flat_backward("float32"),
+    flat_sum("bfloat16"),
 )
 
 LIMITS = (
@@ -86,7 +118,7 @@ LIMITS = (
     Limit("max_unpool_end_record<.*>", 40, calls=INDEX),
     # 16 bytes of bytes are unpacked; positions of bad ones are 64 bits wide.
     Limit("max_unpool_pairs<unsigned char>", 96, at_least={"stg128": 2}),
-    Limit("max_unpool_pairs<.*>", 64, at_least={"stg128": 2, "ldg64": 1}),
+    Limit("max_unpool_pairs<.*>", 72, at_least={"stg128": 2, "ldg64": 1}),
     Limit("max_unpool_squares<.*>", 96, at_least={"stg128": 4, "ldg128": 1}),
     Limit("max_unpool_gather<.*, 1, .*>", 64),
     Limit("max_unpool_gather<.*>", 64, at_least={"stg128": 1, "ldg128": 1}),
@@ -98,11 +130,11 @@ LIMITS = (
     Limit("max_pool_pairs<.*>", 64, at_least={"ldg128": 2, "stg64": 1}),
     Limit("max_pool<.*, 1>", 64),
     Limit("max_pool<.*>", 64, at_least={"ldg128": 1, "stg128": 1}),
-    Limit("max_unpool_flat_clear", 32, at_least={"stg128": 1}),
+    Limit("max_unpool_flat_clear", 32, calls=("div_u64",), at_least={"stg128": 1}),  # how often its loop runs
     # A warp for each plane.
     Limit("max_unpool_flat_sum<.*>", 96, calls=COLLECTIVES),
     Limit("max_unpool_flat_write<.*, 1, .*>", 64),
-    Limit("max_unpool_flat_write<.*>", 64, at_least={"stg128": 1}),
+    Limit("max_unpool_flat_write<.*>", 80, at_least={"stg128": 1}),
     Limit("max_unpool_flat_(?:claim|(?:round|pick)<.*>)", 64),
     # Nine taps are on their way at once; in the backward pass each element has four windows of its own.
     Limit(r"triton max_pool \(3x3, .*\)", 128, at_least={"stg128": 1}),
