@@ -62,7 +62,9 @@ def flat(shown: str, dtype: str, write_read: float, **options: object) -> Traffi
 def flat_backward(dtype: str) -> Traffic:
     windows, value = C * H * W, BYTES[dtype]
     # Each window asks for the sector of the element it points at.
-    kernels = {"max_unpool_flat_pick": Moves(Bytes(8 * windows + 4 * value * windows, 2.0), Bytes(value * windows, 1.0))}
+    kernels = {
+        "max_unpool_flat_pick": Moves(Bytes(8 * windows + 4 * value * windows, 2.0), Bytes(value * windows, 1.0))
+    }
     return Traffic(
         f"{dtype}, flat_backward", case(op="flat_backward", dtype=dtype, c=C, h=H, w=W, H=2 * H, W=2 * W), kernels
     )
