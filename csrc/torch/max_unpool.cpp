@@ -60,8 +60,7 @@ Windows windows_of(const std::vector<int64_t>& window, const char* op) {
 
 // How many windows pooling has along an axis, and that each has an element inside it.
 int64_t windows_along(const WindowAxis& axis, int64_t size, bool ceil_mode) {
-  const int64_t room =
-      size + 2 * axis.padding - axis.dilation * (axis.kernel - 1) - 1 + (ceil_mode ? axis.stride - 1 : 0);
+  const int64_t room = size + 2 * axis.padding - axis.dilation * (axis.kernel - 1) - 1 + (ceil_mode ? axis.stride - 1 : 0);
   check(room >= 0, "segops.", kPool, ": windows are larger than the padded input");
   int64_t count = room / axis.stride + 1;
   if (ceil_mode && (count - 1) * axis.stride >= size + axis.padding) --count;

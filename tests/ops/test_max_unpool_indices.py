@@ -219,8 +219,6 @@ def test_compiled_bad_indices_raise_runtime_error_with_the_same_text(
 ) -> None:
     if device != "cpu":
         pytest.skip("a device keeps what it meets in a graph for segops.check_errors")
-    if kernel_backend == "simt":
-        pytest.skip("the host execution of the CUDA kernels keeps it as a device would")
     x = torch.zeros(1, 1, 2, 2)
     indices = torch.tensor([[[[0, 99], [1, 2]]]], dtype=torch.uint8 if path == "local" else torch.int64)
 
