@@ -36,8 +36,9 @@ inline std::string describe_bad_labels(const std::string& op, const BadData& bad
   return text.str();
 }
 
-// "segops.<op>: 2 indices are outside their window of 3 x 3, [0, 9), or the output of 7 x 9; the first is 9 at [n, c, y, x] =
-// [0, 1, 2, 3]". Without a window (a kernel of 0 x 0) the indices are flat ones, and the range of those in the output is told.
+// "segops.<op>: 2 indices are outside their window of 3 x 3, [0, 9), or the output of 7 x 9; the first is 9 at [n, c, y, x]
+// = [0, 1, 2, 3]". Without a window (a kernel of 0 x 0) the indices are flat ones, and the range of those in the output is
+// told.
 inline std::string describe_bad_indices(const std::string& op, const BadData& bad, const std::vector<int64_t>& shape,
                                         int64_t height, int64_t width, int64_t kernel_h, int64_t kernel_w) {
   std::ostringstream text;
