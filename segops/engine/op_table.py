@@ -173,12 +173,50 @@ def _upsample_argmax() -> Entry:
     )
 
 
+def _pool_and_unpool() -> Entry:
+    def ours(x: Tensor, **options: Any) -> Tensor:
+        return segops.max_unpool2d(*segops.max_pool2d(x, 2, **options), 2, **options)
+
+    def eager(x: Tensor) -> Tensor:
+        output, indices = F.max_pool2d(x, 2, return_indices=True)
+        return F.max_unpool2d(output, indices, [2, 2])
+
+    return Entry(
+        operator="max_unpool2d",
+        what="of max_pool2d",
+        inputs=lambda generator: (torch.randn(2, 64, 128, 128, generator=generator),),
+        segops=_forward(ours),
+        pytorch={
+            "eager": _forward(eager),
+            "eager, channels_last": _forward(lambda x: eager(x.contiguous(memory_format=torch.channels_last))),
+        },
+        reference=_forward(partial(ours, backend="reference")),
+    )
+
+
+def _confusion_matrix() -> Entry:
+    def eager(logits: Tensor, target: Tensor) -> Tensor:
+        classes = logits.shape[1]
+        return (target * classes + logits.argmax(1)).flatten().bincount(minlength=classes**2).view(classes, classes)
+
+    return Entry(
+        operator="confusion_matrix",
+        what="of logits",
+        inputs=_logits_and_labels,
+        segops=_forward(segops.confusion_matrix),
+        pytorch={"eager, bincount": _forward(eager)},
+        reference=_forward(partial(segops.confusion_matrix, backend="reference")),
+    )
+
+
 ENTRIES: tuple[Entry, ...] = (
     _dice_ce_loss("forward", _forward),
     _dice_ce_loss("forward + backward", _forward_backward),
     _coarse_dice_ce_loss(),
     _upsample_cat(),
     _upsample_argmax(),
+    _pool_and_unpool(),
+    _confusion_matrix(),
 )
 """What `segops demo` shows; a new operator adds its entry here."""
 

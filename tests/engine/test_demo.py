@@ -56,7 +56,7 @@ def assert_stopped(result: Result, exit_code: int, *parts: str) -> None:
 
 
 def test_the_quick_demo_goes_through_every_stage(quick_runs: list[tuple[Path, Result]]) -> None:
-    operators = ("dice_ce_loss", "upsample_cat", "upsample_argmax")
+    operators = ("dice_ce_loss", "upsample_cat", "upsample_argmax", "max_unpool2d", "confusion_matrix")
     for out, result in quick_runs:
         assert result.exit_code == 0, result.output
         for part in ("12/12", "pixel accuracy", "mIoU", "prediction.png", "eager, one-hot", "speed-up", *operators):
