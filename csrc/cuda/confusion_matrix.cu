@@ -144,7 +144,7 @@ struct Shared {
 };
 
 template <class T, bool kRows>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 2)
     confusion_matrix_logits_kernel(ConfusionMatrix p, Cut cut, Reading reading, Found found) {
   using A = AccumulatorOf<T>;
   constexpr int V = kOwned<T, kRows>, kTile = device::kWarp * V;

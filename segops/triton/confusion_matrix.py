@@ -193,7 +193,7 @@ def confusion_matrix(
         partial = torch.empty((1, n * chunks, 2), dtype=torch.int64, device=target.device)
         accumulate = torch.float64 if prediction.dtype == torch.float64 else torch.float32
         strides = (*rows.stride(), chunks, steps, ignore_index)
-        options |= {"T": TRITON_DTYPE[accumulate], "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 4}
+        options |= {"T": TRITON_DTYPE[accumulate], "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 8}
         arguments = (rows, labels, counts, partial, classes, pixels, *strides)
         launch(confusion_matrix_logits_kernel, n * chunks, target, *arguments, **options)
         predicted = None

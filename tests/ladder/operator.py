@@ -115,7 +115,7 @@ class Limit:
 
 # Subroutines that kernels may call, for `Limit.calls`.
 INDEX = ("div_s64", "rem_s64")
-COLLECTIVES = ("warpsync", "shflsync_bfly_p", "shflsync_idx_p", "votesync_any")
+COLLECTIVES = ("warpsync", "shflsync_bfly_p", "shflsync_idx_p", "votesync_any", "votesync_all")
 OF_FLOAT = (*INDEX, *COLLECTIVES, "rcp_rn_f32_slowpath", "div_rn_f64_full")
 OF_DOUBLE = (*INDEX, *COLLECTIVES, "div_rn_f64_full", "dblrcp_rn_slowpath_v3")
 

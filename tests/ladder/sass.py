@@ -97,6 +97,7 @@ SUBROUTINES = {
     "shflsync_bfly_p": "the same",
     "shflsync_idx_p": "the same",
     "votesync_any": "the same",
+    "votesync_all": "the same",
     "subroutine": "a float64 division of the Triton kernel that turns O(N C) sums into the loss",
 }
 
