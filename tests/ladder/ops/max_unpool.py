@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.ladder.operator import COLLECTIVES, INDEX, Bytes, Limit, Moves, Operator, Traffic, case
 from tests.ladder.ops.max_unpool_cases import CASES, LARGE, LAST, window
+from tests.ladder.ops.max_unpool_fuzz import draw
 from tests.ladder.ops.max_unpool_mutants import MUTANT_CASES, MUTANTS
 
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8, "uint8": 1}
@@ -62,7 +63,9 @@ def flat(shown: str, dtype: str, write_read: float, **options: object) -> Traffi
 def flat_backward(dtype: str) -> Traffic:
     windows, value = C * H * W, BYTES[dtype]
     # Each window asks for the sector of the element it points at.
-    kernels = {"max_unpool_flat_pick": Moves(Bytes(8 * windows + 4 * value * windows, 2.0), Bytes(value * windows, 1.0))}
+    kernels = {
+        "max_unpool_flat_pick": Moves(Bytes(8 * windows + 4 * value * windows, 2.0), Bytes(value * windows, 1.0))
+    }
     return Traffic(
         f"{dtype}, flat_backward", case(op="flat_backward", dtype=dtype, c=C, h=H, w=W, H=2 * H, W=2 * W), kernels
     )
@@ -163,4 +166,5 @@ OPERATOR = Operator(
     mutants=MUTANTS,
     mutant_cases=MUTANT_CASES,
     limits=LIMITS,
+    fuzz=draw,
 )
