@@ -1,7 +1,7 @@
 """Random cases for the drivers under sanitizers: ``python -m tests.ladder.fuzz [EXAMPLES] [--seed SEED]``.
 
-The operators with a `fuzz` of their own (tests/ladder/operator.py) draw the cases, corrupt indices among them. Every line
-that is not answered "ok" is printed and makes the exit status 1; the line alone repeats it, and so does the seed.
+The operators with a `fuzz` of their own (tests/ladder/operator.py) draw the cases, corrupt indices among them. Every
+line that is not answered "ok" is printed and makes the exit status 1; the line alone repeats it, and so does the seed.
 """
 
 from __future__ import annotations

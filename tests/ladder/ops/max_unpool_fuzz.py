@@ -65,7 +65,7 @@ def sizes(rng: random.Random, op: str, down: dict[str, int], across: dict[str, i
 
 
 def layouts(rng: random.Random, mixed: bool) -> dict[str, object]:
-    """Gaps and offsets, of whole vectors or not. Indices are laid out as the windows' values are, but for their gaps."""
+    """Gaps and offsets, of whole vectors or not. Indices lie as the windows' values do, but for gaps."""
     kinds = ("planar", "channels_last")
     coarse = rng.choice(kinds)
     fine = rng.choice(kinds) if mixed else coarse
