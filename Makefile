@@ -11,10 +11,11 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 RECYCLED := SEGOPS_BENCH_REGIME=recycled MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
 DEFAULT := SEGOPS_BENCH_REGIME=default
 RESULTS := benchmarks/results
+FUZZ := 10000
 BENCH := $(BIN)/python -m pytest benchmarks --benchmark-json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build bench bench-recycled bench-default lint traffic sass mutants triton gpu arm64 clean
+.PHONY: help demo test build bench bench-recycled bench-default lint traffic sass mutants fuzz triton gpu arm64 clean
 
 help:
 	@echo "make demo    train a small U-Net on scenes of digits (about two minutes) and time the operators here"
@@ -25,6 +26,7 @@ help:
 	@echo "make traffic bytes that the CUDA kernels move and bank conflicts, counted on the host, against the floor"
 	@echo "make sass    registers, spills and instructions of the CUDA and Triton kernels, against limits"
 	@echo "make mutants plant bugs into the CUDA kernels: each must be caught (minutes)"
+	@echo "make fuzz    random shapes and corrupt indices under sanitizers; FUZZ=10000 for how many (minutes)"
 	@echo "make triton  all operator tests in Triton's interpreter, not a share (minutes)"
 	@echo "make gpu     on a GPU: all tests, compute-sanitizer and benchmarks, into one report folder"
 	@echo "make arm64   compile the CPU kernels for arm64 and run them in an emulator"
@@ -78,6 +80,9 @@ lint: $(VENV)/.lint
 # The ladder of device code: tests/ladder/README.md.
 traffic sass mutants: $(VENV)/.test
 	$(BIN)/python -m tests.ladder.$@
+
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.ladder.fuzz $(FUZZ) $(FUZZ_ARGS)
 
 gpu: $(VENV)/.test
 	$(BIN)/python -m tests.ladder.gpu $(GPU_ARGS)

@@ -37,6 +37,13 @@ Status as_float(Dtype dtype, const Body& body) {
   }
 }
 
+Status clear_image(const MaxUnpool& p, const Parallel& parallel) {
+  return as_bits(p.dtype, [&](auto bits) {
+    for_each_plane(p.output, 1, parallel, [&](const Band& b) { clear_planes<decltype(bits)>(p.output, b); });
+    return Status::ok;
+  });
+}
+
 }  // namespace
 
 Status max_pool2d(const MaxPool& p, const Parallel& parallel) {
@@ -60,6 +67,8 @@ Status max_unpool2d(const MaxUnpool& p, const Parallel& parallel) {
   const auto move = [&](auto bits) { return unpool_image<decltype(bits), decltype(bits), false>(p, bad, parallel); };
   // Windows that share no element have nothing to add.
   const bool adds = p.accumulate && !(apart(p.vertical) && apart(p.horizontal));
+  // Rows of the output go with rows of windows.
+  if (p.input.height == 0) return bad.report(p.bad_indices), clear_image(p, parallel);
   const Status status = adds ? as_float(p.dtype, sum) : as_bits(p.dtype, move);
   bad.report(p.bad_indices);
   return status;

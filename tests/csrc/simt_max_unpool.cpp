@@ -1,5 +1,7 @@
 // The CUDA kernels of max_pool2d and max_unpool2d on the host execution, against their CPU kernels: the same bits, the same
-// indices and the same record of bad ones.
+// indices and the same record of bad ones. Both records, and what is written where, are held against the definition too.
+#include <functional>
+
 #include "image.h"
 #include "segops/max_unpool.h"
 
@@ -58,37 +60,96 @@ void fill_gradients(const Image& image, Dtype dtype, bool sums, std::mt19937_64&
     fill_values(image, dtype, false, random);
 }
 
-// Taps inside the image; with `bad`, one in so many is any byte.
+// Taps inside the image; with `bad`, one in so many is any byte, or with `near` any tap or one past the last.
 void fill_local(const Image& indices, const WindowAxis& v, const WindowAxis& h, int64_t height, int64_t width, int64_t bad,
-                std::mt19937_64& random) {
+                bool near, std::mt19937_64& random) {
   const Planes& p = indices.planes();
+  const int64_t most = v.kernel * h.kernel;
   const auto draw = [&](const Taps& taps) {
     return taps.begin < taps.end ? taps.begin + static_cast<int64_t>(random() % static_cast<uint64_t>(taps.end - taps.begin))
                                  : 0;
   };
   indices.fill([&](int64_t i) -> double {
     const int64_t y = draw(taps_inside(v, i / p.width % p.height, height)), x = draw(taps_inside(h, i % p.width, width));
-    if (bad > 0 && random() % static_cast<uint64_t>(bad) == 0) return static_cast<double>(random() % 256);
+    if (bad > 0 && random() % static_cast<uint64_t>(bad) == 0)
+      return static_cast<double>(random() % static_cast<uint64_t>(near ? std::min<int64_t>(most + 1, 256) : 256));
     return static_cast<double>(y * h.kernel + x);
   });
 }
 
 // Into the first `among` elements of a plane; with `bad`, one in so many is outside it.
 void fill_flat(const Image& indices, int64_t elements, int64_t among, int64_t bad, std::mt19937_64& random) {
-  const double outside[] = {-1, static_cast<double>(elements), 0x1p40, -0x1p62};
+  const double outside[] = {-1, static_cast<double>(elements), 0x1p40, -0x1p62, -0x1p63, 0x1p63 - 0x1p10};
   indices.fill([&](int64_t) -> double {
-    if (bad > 0 && random() % static_cast<uint64_t>(bad) == 0) return outside[random() % 4];
+    if (bad > 0 && random() % static_cast<uint64_t>(bad) == 0) return outside[random() % 6];
     return static_cast<double>(random() % static_cast<uint64_t>(among));
   });
+}
+
+// What indices mean, by the definition: the element of the plane under each window, row-major, or -1 where it points
+// nowhere.
+struct Targets {
+  Targets(const Image& indices, const std::function<int64_t(int64_t, int64_t)>& target_of) : record{0, 0, 0} {
+    for (int64_t i = 0; i < indices.count(); ++i) {
+      const int64_t index = static_cast<int64_t>(indices.get(i));
+      of.push_back(target_of(i, index));
+      if (of.back() < 0 && record.count++ == 0) record = BadData{1, i, index};
+    }
+  }
+  std::vector<int64_t> of;
+  BadData record;
+};
+
+Targets local_targets(const Image& indices, const WindowAxis& v, const WindowAxis& h, int64_t height, int64_t width) {
+  const Planes& p = indices.planes();
+  return {indices, [&](int64_t i, int64_t index) -> int64_t {
+            const int64_t y = tap_position(v, i / p.width % p.height, index / h.kernel);
+            const int64_t x = tap_position(h, i % p.width, index % h.kernel);
+            const bool inside = index < v.kernel * h.kernel && y >= 0 && y < height && x >= 0 && x < width;
+            return inside ? y * width + x : -1;
+          }};
+}
+
+Targets flat_targets(const Image& indices, int64_t elements) {
+  return {indices, [&](int64_t, int64_t index) -> int64_t { return index >= 0 && index < elements ? index : -1; }};
+}
+
+// Window by window: the latest stands, or their sum.
+void unpool_by_definition(const Targets& targets, const Image& coarse, const Image& fine, Dtype dtype, bool accumulate) {
+  const int64_t windows = coarse.planes().height * coarse.planes().width;
+  const int64_t elements = fine.planes().height * fine.planes().width;
+  std::vector<double> planes(static_cast<size_t>(fine.count()));
+  for (int64_t i = 0; i < coarse.count(); ++i) {
+    const int64_t target = targets.of[static_cast<size_t>(i)];
+    if (target < 0) continue;
+    double& element = planes[static_cast<size_t>(i / windows * elements + target)];
+    element = accumulate ? element + coarse.get(i) : coarse.get(i);
+    if (accumulate && dtype != Dtype::float64) element = static_cast<float>(element);
+  }
+  fine.fill([&](int64_t i) { return planes[static_cast<size_t>(i)]; });
+}
+
+// Backwards, so that the first to take an element is the latest window.
+void pick_by_definition(const Targets& targets, const Image& fine, const Image& coarse, bool shared) {
+  const int64_t windows = coarse.planes().height * coarse.planes().width;
+  const int64_t elements = fine.planes().height * fine.planes().width;
+  std::vector<bool> taken(static_cast<size_t>(fine.count()));
+  for (int64_t i = coarse.count() - 1; i >= 0; --i) {
+    const int64_t target = targets.of[static_cast<size_t>(i)], at = i / windows * elements + target;
+    const bool gets = target >= 0 && (shared || !taken[static_cast<size_t>(at)]);
+    if (gets) taken[static_cast<size_t>(at)] = true;
+    coarse.set(i, gets ? fine.get(at) : 0.0);
+  }
 }
 
 struct Record {
   explicit Record(bool wanted) : buffer("record", sizeof(BadData), true), expected{-1, -1, -1}, wanted(wanted) {}
   BadData* device() const { return wanted ? buffer.as<BadData>() : nullptr; }
   BadData* host() { return wanted ? &expected : nullptr; }
-  void compare(driver::Differences& differences) const {
+  void compare(driver::Differences& differences, const BadData& defined) const {
     if (!wanted) return;
-    differences.compare("record", buffer.data(), &expected, Dtype::int64, kBadDataFields, driver::kExact);
+    differences.compare("record", buffer.data(), &defined, Dtype::int64, kBadDataFields, driver::kExact);
+    differences.compare("the CPU's record", &expected, &defined, Dtype::int64, kBadDataFields, driver::kExact);
   }
 
   Buffer buffer;
@@ -96,16 +157,18 @@ struct Record {
   bool wanted;
 };
 
-// A kernel's result beside the CPU's.
-template <class Device, class Host>
-std::string same_bits(const Image& result, const Device& device, const Host& host) {
-  const Image expected(result, "expected");
+// A kernel's result and the CPU's, and both beside the definition.
+template <class Device, class Host, class Definition>
+driver::Differences same_bits(const Image& result, const Device& device, const Host& host, const Definition& define) {
+  const Image expected(result, "the CPU's"), defined(result, "defined");
   driver::Differences differences;
   differences.check(device(result.planes()), "launch");
-  if (!differences.none()) return differences.first;
+  if (!differences.none()) return differences;
   if (host(expected.planes()) != Status::ok) std::abort();
+  define(defined);
   result.compare(differences, expected, driver::kExact);
-  return differences.first;
+  expected.compare(differences, defined, driver::kExact);
+  return differences;
 }
 
 struct Sizes {
@@ -139,27 +202,30 @@ std::string local(const driver::Case& of, Dtype dtype, const Sizes& s, const Ima
   std::mt19937_64 random(of.seed());
   const Image indices("indices", Dtype::uint8, s.n, s.c, s.h, s.w, layout_of(of, "index_"), false);
   const WindowAxis v = axis_of(of, "h"), h = axis_of(of, "w");
-  fill_local(indices, v, h, s.height, s.width, of.integer("bad", 0), random);
+  fill_local(indices, v, h, s.height, s.width, of.integer("bad", 0), of.flag("near"), random);
   fill_gradients(goes_up ? coarse : fine, dtype, of.flag("accumulate"), random);
   const auto at = typed<const uint8_t>(indices.planes());
   const bool accumulate = of.flag("accumulate");
+  const Targets targets = local_targets(indices, v, h, s.height, s.width);
   if (!goes_up) {
     const auto params = [&](const Planes& to) {
       return MaxUnpoolBackward{dtype, fine.const_planes(), at, to, v, h, accumulate};
     };
     return same_bits(
-        coarse, [&](const Planes& to) { return cuda::max_unpool2d_backward(params(to), nullptr); },
-        [&](const Planes& to) { return max_unpool2d_backward(params(to), driver::kSerial); });
+               coarse, [&](const Planes& to) { return cuda::max_unpool2d_backward(params(to), nullptr); },
+               [&](const Planes& to) { return max_unpool2d_backward(params(to), driver::kSerial); },
+               [&](const Image& to) { pick_by_definition(targets, fine, to, accumulate); })
+        .first;
   }
   Record record(of.flag("record", true));
   const auto params = [&](const Planes& to, BadData* bad) {
     return MaxUnpool{dtype, coarse.const_planes(), at, to, v, h, accumulate, bad, false};
   };
-  const std::string wrong = same_bits(
+  driver::Differences differences = same_bits(
       fine, [&](const Planes& to) { return cuda::max_unpool2d(params(to, record.device()), nullptr); },
-      [&](const Planes& to) { return max_unpool2d(params(to, record.host()), driver::kSerial); });
-  driver::Differences differences{wrong};
-  record.compare(differences);
+      [&](const Planes& to) { return max_unpool2d(params(to, record.host()), driver::kSerial); },
+      [&](const Image& to) { unpool_by_definition(targets, coarse, to, dtype, accumulate); });
+  record.compare(differences, targets.record);
   return differences.first;
 }
 
@@ -170,11 +236,14 @@ std::string flat(const driver::Case& of, Dtype dtype, const Sizes& s, const Imag
   fill_flat(indices, elements, of.integer("among", elements), of.integer("bad", 0), random);
   fill_gradients(goes_up ? coarse : fine, dtype, of.flag("accumulate"), random);
   const auto at = typed<const int64_t>(indices.planes());
+  const Targets targets = flat_targets(indices, elements);
   if (!goes_up) {
     const auto params = [&](const Planes& to) { return MaxUnpoolFlatBackward{dtype, fine.const_planes(), at, to}; };
     return same_bits(
-        coarse, [&](const Planes& to) { return cuda::max_unpool2d_flat_backward(params(to), nullptr); },
-        [&](const Planes& to) { return max_unpool2d_flat_backward(params(to), driver::kSerial); });
+               coarse, [&](const Planes& to) { return cuda::max_unpool2d_flat_backward(params(to), nullptr); },
+               [&](const Planes& to) { return max_unpool2d_flat_backward(params(to), driver::kSerial); },
+               [&](const Image& to) { pick_by_definition(targets, fine, to, true); })
+        .first;
   }
   Record record(of.flag("record", true));
   const bool accumulate = of.flag("accumulate");
@@ -182,11 +251,11 @@ std::string flat(const driver::Case& of, Dtype dtype, const Sizes& s, const Imag
     return MaxUnpoolFlat{dtype, coarse.const_planes(), at, to, accumulate, bad, false};
   };
   const Buffer scratch("scratch", cuda::max_unpool2d_flat_scratch_bytes(params(fine.planes(), nullptr)), true);
-  const std::string wrong = same_bits(
+  driver::Differences differences = same_bits(
       fine, [&](const Planes& to) { return cuda::max_unpool2d_flat(params(to, record.device()), scratch.data(), nullptr); },
-      [&](const Planes& to) { return max_unpool2d_flat(params(to, record.host()), driver::kSerial); });
-  driver::Differences differences{wrong};
-  record.compare(differences);
+      [&](const Planes& to) { return max_unpool2d_flat(params(to, record.host()), driver::kSerial); },
+      [&](const Image& to) { unpool_by_definition(targets, coarse, to, dtype, accumulate); });
+  record.compare(differences, targets.record);
   return differences.first;
 }
 

@@ -46,7 +46,7 @@ def _host(variant: str) -> list[str]:
 
 
 def _cpu(variant: str) -> list[str]:
-    return [VARIANTS[variant].compiler, *CPU_FLAGS]
+    return [VARIANTS[variant].compiler, *CPU_FLAGS, *VARIANTS[variant].cpu_flags]
 
 
 def compile_kernels(
@@ -153,7 +153,7 @@ def wrong(answers: Iterable[str]) -> list[str]:
 def _summary(status: int, stderr: str) -> str:
     """What a sanitizer says, with the first place in a kernel."""
     told = re.search(r"(runtime error: .*|AddressSanitizer: \S+)", stderr)
-    place = re.search(r"[\w.]+\.cuh?:\d+", stderr)
+    place = re.search(r"[\w.]+\.cuh?:\d+|(?<=csrc/cpu/)[\w.]+:\d+", stderr)
     text = told.group(1) if told else stderr[-300:]
     return f"exit status {status}: {text}" + (f" at {place.group(0)}" if place else "")
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,6 +136,7 @@ class Operator:
         mutants: see `Mutant`; of every kind that the kernels offer a place for.
         mutant_cases: lines that catch them, few and small; each runs in every order of the threads.
         limits: see `Limit`.
+        fuzz: draws a line for the driver, with mode and seed, where the operator's data can lead it astray (indices).
     """
 
     name: str
@@ -146,6 +148,7 @@ class Operator:
     mutant_cases: Sequence[str]
     limits: Sequence[Limit]
     large: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    fuzz: Callable[[random.Random], str] | None = None
 
     @property
     def driver(self) -> Path:

@@ -38,6 +38,7 @@ class Variant:
     flags: list[str]
     sources: tuple[str, ...] = RUNTIME
     kernel_flags: list[str] = dataclasses.field(default_factory=list)
+    cpu_flags: list[str] = dataclasses.field(default_factory=list)  # of CPU kernels, after their own
     link_flags: list[str] = dataclasses.field(default_factory=list)
     compiler: str = "g++"
     emulator: list[str] = dataclasses.field(default_factory=list)
@@ -47,7 +48,7 @@ class Variant:
 VARIANTS = {
     "plain": Variant(["-O2", PATTERN], is_program=False),
     "race": Variant(["-O1", "-DSEGOPS_SIMT_RACE", PATTERN], RUNTIME + CHECKS, CALLBACKS, is_program=False),
-    "asan": Variant(["-O1", *SANITIZE], link_flags=SANITIZE),
+    "asan": Variant(["-O1", *SANITIZE], cpu_flags=["-O1", "-g1", *SANITIZE], link_flags=SANITIZE),
     "ucontext": Variant(["-O1", "-DSEGOPS_SIMT_UCONTEXT"]),
     "arm64": Variant(["-O2"], link_flags=["-static"], compiler="aarch64-linux-gnu-g++", emulator=["qemu-aarch64"]),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.ladder.operator import COLLECTIVES, INDEX, Bytes, Limit, Moves, Operator, Traffic, case
 from tests.ladder.ops.max_unpool_cases import CASES, LARGE, LAST, window
+from tests.ladder.ops.max_unpool_fuzz import draw
 from tests.ladder.ops.max_unpool_mutants import MUTANT_CASES, MUTANTS
 
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8, "uint8": 1}
@@ -165,4 +166,5 @@ OPERATOR = Operator(
     mutants=MUTANTS,
     mutant_cases=MUTANT_CASES,
     limits=LIMITS,
+    fuzz=draw,
 )

@@ -84,7 +84,8 @@ CASES = {
     "no record": [case(op="unpool", record=0, bad=3, **options) for options in ({}, LAST, WINDOWS[0])]
     + [case(op="flat", record=0, bad=3, accumulate=accumulate) for accumulate in (0, 1)],
     "nothing": [case(op=op, n=0) for op in ("pool", "unpool", "unpool_backward", "flat", "flat_backward")]
-    + [case(op="flat", n=0, accumulate=1)],
+    + [case(op="flat", n=0, accumulate=1)]
+    + [case(op=op, **{axis: 0}) for op in ("unpool", "unpool_backward", "flat", "flat_backward") for axis in "hw"],
 }
 #: Several tiles, and strips of several blocks.
 LARGE = {
