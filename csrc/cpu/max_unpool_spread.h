@@ -76,18 +76,52 @@ bool spread_pairs(const U* input, const uint8_t* indices, int64_t count, U* uppe
   return all > 3;
 }
 
-template <class U>
-void unpool_pairs(const MaxUnpool& p, const BadIndices& bad, const Parallel& parallel) {
-  constexpr int kNative = kNativeLanes<U>;
+// The same from pixels of `channels`, at least kLanes: `count` windows.
+template <class U, int kLanes>
+bool spread_pixel_pairs(const MaxUnpool& p, const U* input, const uint8_t* indices, int64_t count, U* upper, U* lower,
+                        bool streaming) {
+  using Number = typename TapNumber<sizeof(U)>::type;
+  using V = Vec<U, kLanes>;
+  using N = Vec<Number, kLanes>;
+  const int64_t channels = p.output.channels, next = p.output.stride_w;
+  N seen{};
+  for (int64_t x = 0; x < count; ++x) {
+    for (int64_t i = 0; i < channels; i += kLanes) {
+      const int64_t c = i < channels - kLanes ? i : channels - kLanes;
+      const V value = *reinterpret_cast<const Unaligned<U, kLanes>*>(input + c);
+      const N number = load_indices<Number, kLanes>(indices + c);
+      seen |= number;
+      const auto tap = [&](Number wanted) { return number == broadcast<kLanes, Number>(wanted) ? value : V{}; };
+      put<U, kLanes>(upper + c, tap(0), streaming);
+      put<U, kLanes>(upper + next + c, tap(1), streaming);
+      put<U, kLanes>(lower + c, tap(2), streaming);
+      put<U, kLanes>(lower + next + c, tap(3), streaming);
+    }
+    input += p.input.stride_w;
+    indices += p.indices.stride_w;
+    upper += 2 * next;
+    lower += 2 * next;
+  }
+  Number all = 0;
+  for (int i = 0; i < kLanes; ++i) all |= seen[i];
+  return all > 3;
+}
+
+// spread(input, indices, windows, upper, lower) makes two rows and tells whether an index is bad. of_pixels: of dense
+// pixels.
+template <class U, class Spread>
+void unpool_pairs(const MaxUnpool& p, bool of_pixels, const BadIndices& bad, const Parallel& parallel,
+                  const Spread& spread) {
   const Planes& out = p.output;
   const int64_t windows = p.input.width, whole = windows < out.width / 2 ? windows : out.width / 2;
   const int64_t rows = p.input.height, bytes = out.batch * out.channels * out.height * out.width * int64_t{sizeof(U)};
-  const bool streaming = whole % kNative == 0 && worth_streaming(out, p.warm, sizeof(U), false);
-  for_each_band(out, false, rows, bytes, parallel, [&](const Band& b) {
+  for_each_band(out, of_pixels, rows, bytes, parallel, [&](const Band& b) {
     const auto rest = [&](int64_t y, int64_t begin) {
       for (int64_t x = begin; x < out.width; ++x)
-        row_of<U>(out, b, y)[x] =
-            unpooled<U, U, false>(p, row_of<const U>(p.input, b, 0), row_of<const uint8_t>(p.indices, b, 0), y, x);
+        for (int64_t c = 0; c < b.channels; ++c)
+          row_of<U>(out, b, y)[x * out.stride_w + c * out.stride_c] =
+              unpooled<U, U, false>(p, row_of<const U>(p.input, b, 0) + c * p.input.stride_c,
+                                    row_of<const uint8_t>(p.indices, b, 0) + c * p.indices.stride_c, y, x);
     };
     for (int64_t y = b.begin; y < b.end; ++y) {
       if (2 * y + 1 >= out.height) {
@@ -96,8 +130,8 @@ void unpool_pairs(const MaxUnpool& p, const BadIndices& bad, const Parallel& par
         continue;
       }
       U* const upper = row_of<U>(out, b, 2 * y);
-      const bool suspect = spread_pairs<U, kNative>(row_of<const U>(p.input, b, y), row_of<const uint8_t>(p.indices, b, y),
-                                                    whole, upper, upper + out.stride_h, streaming);
+      const bool suspect =
+          spread(row_of<const U>(p.input, b, y), row_of<const uint8_t>(p.indices, b, y), whole, upper, upper + out.stride_h);
       check_row(p, b, y, suspect, bad);
       rest(2 * y, 2 * whole);
       rest(2 * y + 1, 2 * whole);
@@ -108,6 +142,13 @@ void unpool_pairs(const MaxUnpool& p, const BadIndices& bad, const Parallel& par
   });
 }
 
+// Whether vectors of `lanes` channels may be stored past the caches.
+inline bool streams_pixels(const MaxUnpool& p, int64_t lanes, int64_t element) {
+  constexpr int64_t kLine = 64;
+  return lanes * element == SEGOPS_VECTOR_BYTES && p.output.channels % lanes == 0 &&
+         p.output.stride_w * element % kLine == 0 && worth_streaming(p.output, p.warm, element, true);
+}
+
 // Channels as lanes. T: what windows are added in, where kSum.
 template <class Element, class T, bool kSum, int kLanes>
 void unpool_pixels(const MaxUnpool& p, const BadIndices& bad, const Parallel& parallel) {
@@ -115,10 +156,7 @@ void unpool_pixels(const MaxUnpool& p, const BadIndices& bad, const Parallel& pa
   const Planes& out = p.output;
   const int64_t rows = p.input.height, channels = out.channels;
   const int64_t bytes = out.batch * channels * out.height * out.width * int64_t{sizeof(Element)};
-  constexpr int64_t kLine = 64;
-  const bool streaming = !kSum && kLanes * sizeof(Element) == SEGOPS_VECTOR_BYTES && channels % kLanes == 0 &&
-                         out.stride_w * int64_t{sizeof(Element)} % kLine == 0 &&
-                         worth_streaming(out, p.warm, sizeof(Element), true);
+  const bool streaming = !kSum && streams_pixels(p, kLanes, sizeof(Element));
   for_each_band(out, true, rows, bytes, parallel, [&](const Band& b) {
     for (int64_t y = b.begin; y < b.end; ++y) {
       bool suspect = false;
@@ -296,9 +334,27 @@ Status unpool_image(const MaxUnpool& p, const BadIndices& bad, const Parallel& p
   constexpr int kNative = kNativeLanes<T>, kLeast = 16 / sizeof(T);
   const bool last = both_channels_last(p.input, p.output) && p.indices.stride_c == 1;
   const bool dense = p.input.stride_w == 1 && p.output.stride_w == 1 && p.indices.stride_w == 1;
-  if constexpr (!kSum)
-    if (dense && is_pair(p.vertical) && is_pair(p.horizontal) && p.input.width >= kNative && p.output.width >= 2 * kNative)
-      return unpool_pairs<Element>(p, bad, parallel), Status::ok;
+  if constexpr (!kSum) {
+    const bool pairs = is_pair(p.vertical) && is_pair(p.horizontal);
+    if (pairs && dense && p.input.width >= kNative && p.output.width >= 2 * kNative) {
+      const int64_t tiled = p.output.width / 2, whole = p.input.width < tiled ? p.input.width : tiled;
+      const bool streaming = whole % kNative == 0 && worth_streaming(p.output, p.warm, sizeof(Element), false);
+      unpool_pairs<Element>(p, false, bad, parallel, [&](auto input, auto indices, int64_t count, auto upper, auto lower) {
+        return spread_pairs<Element, kNative>(input, indices, count, upper, lower, streaming);
+      });
+      return Status::ok;
+    }
+    const auto pixels = [&](auto lanes) {
+      constexpr int kLanes = decltype(lanes)::kValue;
+      const bool streaming = streams_pixels(p, kLanes, sizeof(Element));
+      unpool_pairs<Element>(p, true, bad, parallel, [&](auto input, auto indices, int64_t count, auto upper, auto lower) {
+        return spread_pixel_pairs<Element, kLanes>(p, input, indices, count, upper, lower, streaming);
+      });
+      return Status::ok;
+    };
+    if (pairs && last && p.output.channels >= kNative) return pixels(Lanes<kNative>{});
+    if (pairs && last && p.output.channels >= kLeast) return pixels(Lanes<kLeast>{});
+  }
   if (dense) return unpool_rows<Element, T, kSum>(p, bad, parallel);
   if (last && p.output.channels >= kNative)
     unpool_pixels<Element, T, kSum, kNative>(p, bad, parallel);
