@@ -6,11 +6,12 @@
 // Of the libraries' own functions, only those that another library of segops calls are visible.
 #define SEGOPS_EXPORT __attribute__((visibility("default")))
 
-// On functions that kernels of the host and of the device share.
+// On functions that kernels of the host and of the device share. On the host they are always inlined: one copy, of whatever
+// instruction set, would serve all levels, and round otherwise than the copies beside it.
 #ifdef __CUDACC__
 #define SEGOPS_HOST_DEVICE __host__ __device__
 #else
-#define SEGOPS_HOST_DEVICE
+#define SEGOPS_HOST_DEVICE __attribute__((always_inline))
 #endif
 
 namespace segops {
