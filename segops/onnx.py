@@ -186,7 +186,8 @@ def _unpool(input: Any, flat: Any, inside: Any, height: Any, width: Any, accumul
     if accumulate:
         raise NotImplementedError("segops.onnx: sums of unpooled values are for derivatives, which are not exported")
     op = _op()
-    plane, images = _ints(0, 0, -1), op.Shape(input, start=0, end=2)
+    images = op.Shape(input, start=0, end=2)  # of an empty batch 0, which Reshape takes for the input's own: 0 too
+    plane = op.Concat(images, op.Mul(_length(input, 2), _length(input, 3)), axis=0)
     values = op.Reshape(input, plane)
     numbers = op.Add(_range(_length(values, 2)), op.Constant(value_int=1))
     nothing = op.Constant(value_int=0)

@@ -14,6 +14,15 @@ struct Band {
   int32_t worker;
 };
 
+// Whether rows may be split by stride: that takes memory in proportion to strides and windows, however small the image.
+inline bool may_split(const WindowAxis& vertical, const WindowAxis& horizontal) {
+  constexpr int64_t kMost = 1024;
+  const auto small = [&](const WindowAxis& axis) {
+    return axis.stride <= kMost && (axis.kernel - 1) * axis.dilation <= kMost;
+  };
+  return small(vertical) && small(horizontal);
+}
+
 template <class P, class Q>
 bool both_channels_last(const P& p, const Q& q) {
   return p.stride_w != 1 && q.stride_w != 1 && p.stride_c == 1 && q.stride_c == 1;

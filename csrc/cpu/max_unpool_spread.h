@@ -355,7 +355,7 @@ Status unpool_image(const MaxUnpool& p, const BadIndices& bad, const Parallel& p
     if (pairs && last && p.output.channels >= kNative) return pixels(Lanes<kNative>{});
     if (pairs && last && p.output.channels >= kLeast) return pixels(Lanes<kLeast>{});
   }
-  if (dense) return unpool_rows<Element, T, kSum>(p, bad, parallel);
+  if (dense && may_split(p.vertical, p.horizontal)) return unpool_rows<Element, T, kSum>(p, bad, parallel);
   if (last && p.output.channels >= kNative)
     unpool_pixels<Element, T, kSum, kNative>(p, bad, parallel);
   else if (last && p.output.channels >= kLeast)

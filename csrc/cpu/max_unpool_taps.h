@@ -316,7 +316,8 @@ Status pool_image(const MaxPool& p, const Parallel& parallel) {
   using U = typename Compared<Element>::Memory;
   using Number = typename TapNumber<sizeof(U)>::type;
   constexpr int kNative = kNativeLanes<U>, kLeast = 16 / sizeof(U);
-  if (p.input.stride_w == 1 && p.output.stride_w == 1 && p.indices.stride_w == 1) {
+  const bool dense = p.input.stride_w == 1 && p.output.stride_w == 1 && p.indices.stride_w == 1;
+  if (dense && may_split(p.vertical, p.horizontal)) {
     // The first column tap inside the image, for every window.
     const Memory firsts(p.output.width + SEGOPS_VECTOR_BYTES);
     if (!firsts.data) return Status::out_of_memory;
@@ -352,7 +353,8 @@ Status pick_image(const MaxUnpoolBackward& p, const Parallel& parallel) {
   using Number = typename TapNumber<sizeof(U)>::type;
   constexpr int kNative = kNativeLanes<U>, kLeast = 16 / sizeof(U);
   const bool alone = p.accumulate || (apart(p.vertical) && apart(p.horizontal));
-  if (alone && p.grad_output.stride_w == 1 && p.grad_input.stride_w == 1 && p.indices.stride_w == 1)
+  const bool dense = p.grad_output.stride_w == 1 && p.grad_input.stride_w == 1 && p.indices.stride_w == 1;
+  if (alone && dense && may_split(p.vertical, p.horizontal))
     return visit_rows<PickVisitor, U, U>(p.grad_output, p.grad_input, PlanesOf<uint8_t>{}, p.vertical, p.horizontal, U{},
                                          parallel, [&](const Band& b, int64_t, int64_t y, int64_t x, int64_t left) {
                                            const uint8_t* const from = row_of<const uint8_t>(p.indices, b, y) + x;

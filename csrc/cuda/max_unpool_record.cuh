@@ -23,7 +23,10 @@ struct BadCount {
   }
 };
 
-__global__ void max_unpool_begin_record_kernel(BadData* record) { *record = BadData{0, 0, 0}; }
+template <class Index>
+__global__ void max_unpool_begin_record_kernel(BadData* record) {
+  *record = BadData{0, 0, 0};
+}
 
 template <class Index>
 __global__ void max_unpool_end_record_kernel(BadData* record, PlanesOf<const Index> indices) {
@@ -41,7 +44,7 @@ __global__ void max_unpool_end_record_kernel(BadData* record, PlanesOf<const Ind
 template <class Index, class Launch>
 cudaError_t with_record(BadData* record, const PlanesOf<const Index>& indices, cudaStream_t stream, const Launch& launch) {
   if (record == nullptr) return launch();
-  cudaError_t error = LAUNCH(max_unpool_begin_record_kernel, 1, 1, 0, stream, record);
+  cudaError_t error = LAUNCH(max_unpool_begin_record_kernel<Index>, 1, 1, 0, stream, record);
   if (error == cudaSuccess) error = launch();
   if (error != cudaSuccess) return error;
   return LAUNCH(max_unpool_end_record_kernel<Index>, 1, 1, 0, stream, record, indices);

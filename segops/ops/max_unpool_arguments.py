@@ -156,8 +156,8 @@ def _pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
     for one in values:
         if not isinstance(one, int) or isinstance(one, bool):
             raise TypeError(f"segops.{op}: {name} must be an int or a pair of ints, got {value!r}")
-        if one < least:
-            raise ValueError(f"segops.{op}: {name} must be at least {least}, got {value!r}")
+        if not least <= one < 1 << 31:
+            raise ValueError(f"segops.{op}: {name} must be at least {least} and below 2**31, got {value!r}")
     if len(values) not in (1, 2):
         raise ValueError(f"segops.{op}: {name} must be an int or a pair of ints, got {len(values)} elements")
     return values[0], values[-1]

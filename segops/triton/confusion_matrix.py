@@ -188,7 +188,7 @@ def confusion_matrix(
         rows = as_rows(prediction)
         n, classes, pixels = rows.shape
         block_c = min(32, triton.next_power_of_2(classes))
-        block_p = max(32, min(512, 2048 // block_c))
+        block_p = max(32, min(512, (4096 if rows.stride(2) == 1 else 2048) // block_c))
         chunks, steps = _cut(pixels, block_p)
         partial = torch.empty((1, n * chunks, 2), dtype=torch.int64, device=target.device)
         accumulate = torch.float64 if prediction.dtype == torch.float64 else torch.float32

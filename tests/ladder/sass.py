@@ -90,6 +90,7 @@ class Row:
 SUBROUTINES = {
     "div_s64": "an index is divided by a runtime size, once a block, only where it does not fit 32 bits",
     "rem_s64": "the same",
+    "div_u64": "how often a loop over all of a tensor runs, once a thread",
     "rcp_rn_f32_slowpath": "one reciprocal a pixel; the subroutine runs for denormal and huge sums alone",
     "div_rn_f64_full": "a few divisions of O(N C) sums, in double, once a block",
     "dblrcp_rn_slowpath_v3": "double is there to be exact, not fast",

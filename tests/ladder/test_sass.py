@@ -54,7 +54,7 @@ def test_every_kernel_of_the_source_is_in_the_library(rows: list[Row]) -> None:
 def test_numbers_are_plausible(rows: list[Row]) -> None:
     """What the disassembler prints has been understood: a new version of it would give zeros."""
     for row in rows:
-        assert 8 <= row.registers <= 255
+        assert 4 <= row.registers <= 255
         assert 1 <= row.threads <= 1024
         assert 0 <= row.shared < 48 << 10
         assert row.blocks >= 1

@@ -285,3 +285,18 @@ def test_any_windows(case: Case, channels_last: bool, seed: int, device: str) ->
         for where in (random_local.to(device), random_flat.to(device)):
             back = segops.max_unpool2d(y, where, *case.sizes, output_size=case.shape[2:], backend=backend)
             assert torch.equal(back, truth)
+
+
+@pytest.mark.parametrize("far", [(2, 1 << 20, 0, 1), (2, (1 << 31) - 1, 0, 1), (2, 1 << 28, 0, 1 << 28)], ids=str)
+def test_windows_far_larger_than_the_image(far: tuple[int, ...], device: str) -> None:
+    """What is not in the image costs nothing."""
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(1, 16, 4, 4, device=device).contiguous(memory_format=memory_format)
+        output, indices = segops.max_pool2d(x, *far, ceil_mode=True)
+        expected, flat = F.max_pool2d(x, *far, ceil_mode=True, return_indices=True)
+        assert torch.equal(output, expected)
+        restored = segops.max_unpool2d(output, indices, *far, output_size=(4, 4))
+        assert torch.equal(
+            restored, torch.zeros_like(x).flatten(2).scatter(2, flat.flatten(2), output.flatten(2)).view_as(x)
+        )
+        assert torch.equal(segops.max_unpool2d(output, flat, *far, output_size=(4, 4)), restored)

@@ -196,14 +196,12 @@ MUTANT_CASES = [
     case(h=40, w=64, dtype="bfloat16"),
 ]
 
-# A vote is a subroutine on sm_80.
-CALLS = (*INDEX, *COLLECTIVES, "votesync_all")
 # Two blocks of 256 threads on a multiprocessor (128 registers), three for label maps; of planes, eight classes are
 # loaded at once. The chunk of a block needs divisions of 64 bits.
 LIMITS = (
-    Limit("confusion_matrix_logits<.*, planar>", 128, at_least={"ldg128": 8}, calls=CALLS),
-    Limit("confusion_matrix_logits<.*>", 128, at_least={"ldgsts": 1}, calls=CALLS),
-    Limit("confusion_matrix_.*", 80, calls=CALLS),
+    Limit("confusion_matrix_logits<.*, planar>", 128, at_least={"ldg128": 8}, calls=(*INDEX, *COLLECTIVES)),
+    Limit("confusion_matrix_logits<.*>", 128, at_least={"ldgsts": 1}, calls=(*INDEX, *COLLECTIVES)),
+    Limit("confusion_matrix_.*", 80, calls=(*INDEX, *COLLECTIVES)),
     Limit("triton confusion_matrix_.* \\(.*\\)", 128, calls=COLLECTIVES),
 )
 

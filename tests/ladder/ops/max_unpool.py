@@ -116,7 +116,7 @@ TRAFFIC = (
 )
 
 LIMITS = (
-    Limit("max_unpool_begin_record", 16),
+    Limit("max_unpool_begin_record<.*>", 16),
     # One thread.
     Limit("max_unpool_end_record<.*>", 40, calls=INDEX),
     # 16 bytes of bytes are unpacked; positions of bad ones are 64 bits wide.
