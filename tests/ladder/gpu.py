@@ -35,6 +35,9 @@ SELECTIONS = {
     "test_bad_labels_that_do_not_raise_are_ignored)",
     "upsample": "upsample and (native or triton) and (test_layouts or test_cat or test_memory_format or "
     "(test_elements_and_gradient and contiguous))",
+    "max_": "max_unpool and (native or triton) and (test_round_trip or test_flat_indices_may_be_any or "
+    "test_what_is_bad_is_counted)",
+    "confusion_matrix": "confusion_matrix and (native or triton) and (test_every_tail or test_bad_data_counts_nowhere)",
 }
 PASSED, FAILED, LEFT_OUT = "passed", "FAILED", "left out"
 #: Of these backends at least one test must have passed, or nothing was proved.

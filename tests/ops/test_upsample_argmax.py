@@ -94,7 +94,7 @@ def test_exact_where_weights_are(layout: str, backend: str, device: str) -> None
     x = torch.randint(-2, 3, (2, 9, 5, 40), generator=torch.Generator().manual_seed(3)).to(device).float()
     x = x.contiguous(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)
     sizes = ((10, 80), (5, 40), (20, 160))
-    for size in sizes[:2] if backend == "triton" else sizes:
+    for size in sizes[:2] if backend == "triton" and device == "cpu" else sizes:
         truth = interpolated(x, size, False)
         best = truth.amax(1, keepdim=True)
         assert ((truth == best).sum(1) > 1).float().mean() > 0.05, "no ties"

@@ -108,7 +108,7 @@ def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True)
     sizes = ((2, 20, 21), (3, 22, 25), (4, 23, 19))  # inductor compiles sums below 4096 addends anew
-    for n, h, w in sizes[:2] if kernel_backend == "triton" else sizes:
+    for n, h, w in sizes[:2] if kernel_backend == "triton" and device == "cpu" else sizes:
         x, skip = torch.randn(n, 3, h, w, device=device), torch.randn(n, 3, 3 * h + 1, 2 * w + 1, device=device)
         results = [(y.detach(), *torch.autograd.grad(y, gain)) for y in (step(x, skip), compiled(x, skip))]
         for eager, same in zip(*results, strict=True):
