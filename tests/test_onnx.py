@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import segops
-import segops.onnx
 from tests.cases import make_logits
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -117,6 +116,18 @@ def test_unpooling_of_any_size(window: Window, local: bool) -> None:
 
 def _all(window: Window) -> Window:
     return {"stride": None, "padding": 0, "dilation": 1, **window}
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_empty_batch(local: bool) -> None:
+    pool = segops.nn.MaxPool2d(2, return_indices=True)
+    x = _odd((2, 3, 4, 6))
+    y, indices = pool(x)
+    index = indices if local else segops.local_to_flat_indices(indices, x.shape[2:], 2)
+    unpooling = _session(Unpool({"kernel_size": 2}), (y, index, x), dynamic=True)
+    (found,) = _run(unpooling, y[:0], index[:0], x[:0])
+    assert _equal(found, x[:0])
+    assert all(map(_equal, _run(_session(pool, (x,), dynamic=True), x[:0]), (y[:0], indices[:0])))
 
 
 @pytest.mark.parametrize("local", [True, False])

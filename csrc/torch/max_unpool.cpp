@@ -131,96 +131,79 @@ void report(const Tensor& record, const BadData* bad, const Tensor& indices, int
   if (on_bad != kRecordBad) note_bad_data(record, on_bad);
 }
 
-std::tuple<Tensor, Tensor> unpool(const Tensor& input, const Tensor& indices, int64_t height, int64_t width,
-                                  std::vector<int64_t> window, bool accumulate, int64_t on_bad) {
-  check_image(input, kUnpool, "input");
-  const Windows windows = windows_of(window, kUnpool);
-  check(height > 0 && width > 0, "segops.", kUnpool, ": the output must have pixels, got ", to_text({height, width}));
-  if (accumulate) check_floating(input, "input");
-  const bool last = suggests_channels_last(input);
-  const Image image = in_layout(input, last), local = indices_in_layout(indices, input, ScalarType::Byte, last);
-  Tensor output = empty_image(input.size(0), input.size(1), height, width, last, input.scalar_type(), input);
-  Tensor record = empty({kBadDataFields}, ScalarType::Long, input);
-  MaxUnpool p{};
-  p.dtype = dtype_of(input, "segops.max_unpool2d: input");
-  p.input = image.planes;
-  p.indices = as<const uint8_t>(local.planes);
-  p.output = planes_of(output);
-  p.vertical = windows.vertical;
-  p.horizontal = windows.horizontal;
-  p.accumulate = accumulate;
-  p.bad_indices = static_cast<BadData*>(record.mutable_data_ptr());
-  p.warm = warm(output);
-  launch(p, input);
-  report(record, p.bad_indices, indices, height, width, window[0], window[1], on_bad);
-  return {output, record};
-}
+template <class Index>
+constexpr ScalarType kIndexType = sizeof(Index) == 1 ? ScalarType::Byte : ScalarType::Long;
 
-Tensor unpool_backward(const Tensor& grad_output, const Tensor& indices, std::vector<int64_t> window, bool accumulate) {
-  check_image(grad_output, kUnpool, "grad_output");
-  const Windows windows = windows_of(window, kUnpool);
-  check_floating(grad_output, "grad_output");
-  check_image(indices, kUnpool, "indices");
-  check(indices.size(0) == grad_output.size(0) && indices.size(1) == grad_output.size(1), "segops.", kUnpool,
-        ": indices must be of the images and channels of the gradient");
-  const bool last = suggests_channels_last(grad_output);
-  const Image image = in_layout(grad_output, last), local = indices_in_layout(indices, indices, ScalarType::Byte, last);
-  check_device(indices, grad_output, kUnpool, "indices");
-  Tensor grad_input = empty_image(indices.size(0), indices.size(1), indices.size(2), indices.size(3), last,
-                                  grad_output.scalar_type(), grad_output);
-  MaxUnpoolBackward p{};
-  p.dtype = dtype_of(grad_output, "segops.max_unpool2d: grad_output");
-  p.grad_output = image.planes;
-  p.indices = as<const uint8_t>(local.planes);
-  p.grad_input = planes_of(grad_input);
-  p.vertical = windows.vertical;
-  p.horizontal = windows.horizontal;
-  p.accumulate = accumulate;
-  launch(p, grad_output);
-  return grad_input;
-}
-
-std::tuple<Tensor, Tensor> unpool_flat(const Tensor& input, const Tensor& indices, int64_t height, int64_t width,
-                                       bool accumulate, int64_t on_bad) {
+// The output of params `p`, which hold what only one kind of index needs, and its record. kernel_h, kernel_w: as report's.
+template <class Index, class Params>
+std::tuple<Tensor, Tensor> unpooled(Params p, const Tensor& input, const Tensor& indices, int64_t height, int64_t width,
+                                    bool accumulate, int64_t on_bad, int64_t kernel_h, int64_t kernel_w) {
   check_image(input, kUnpool, "input");
   check(height > 0 && width > 0 && height <= INT64_MAX / width, "segops.", kUnpool, ": the output must have pixels, got ",
         to_text({height, width}));
   if (accumulate) check_floating(input, "input");
   const bool last = suggests_channels_last(input);
-  const Image image = in_layout(input, last), flat = indices_in_layout(indices, input, ScalarType::Long, last);
+  const Image image = in_layout(input, last), own = indices_in_layout(indices, input, kIndexType<Index>, last);
   Tensor output = empty_image(input.size(0), input.size(1), height, width, last, input.scalar_type(), input);
   Tensor record = empty({kBadDataFields}, ScalarType::Long, input);
-  MaxUnpoolFlat p{};
   p.dtype = dtype_of(input, "segops.max_unpool2d: input");
   p.input = image.planes;
-  p.indices = as<const int64_t>(flat.planes);
+  p.indices = as<const Index>(own.planes);
   p.output = planes_of(output);
   p.accumulate = accumulate;
   p.bad_indices = static_cast<BadData*>(record.mutable_data_ptr());
   p.warm = warm(output);
   launch(p, input);
-  report(record, p.bad_indices, indices, height, width, 0, 0, on_bad);
+  report(record, p.bad_indices, indices, height, width, kernel_h, kernel_w, on_bad);
   return {output, record};
 }
 
-Tensor unpool_flat_backward(const Tensor& grad_output, const Tensor& indices) {
+// The gradient of the input, in the same way.
+template <class Index, class Params>
+Tensor picked(Params p, const Tensor& grad_output, const Tensor& indices) {
   check_image(grad_output, kUnpool, "grad_output");
   check_floating(grad_output, "grad_output");
   check_image(indices, kUnpool, "indices");
   check(indices.size(0) == grad_output.size(0) && indices.size(1) == grad_output.size(1), "segops.", kUnpool,
         ": indices must be of the images and channels of the gradient");
-  const bool last = suggests_channels_last(grad_output);
-  const Image image = in_layout(grad_output, last), flat = indices_in_layout(indices, indices, ScalarType::Long, last);
   check_device(indices, grad_output, kUnpool, "indices");
+  const bool last = suggests_channels_last(grad_output);
+  const Image image = in_layout(grad_output, last), own = indices_in_layout(indices, indices, kIndexType<Index>, last);
   Tensor grad_input = empty_image(indices.size(0), indices.size(1), indices.size(2), indices.size(3), last,
                                   grad_output.scalar_type(), grad_output);
-  MaxUnpoolFlatBackward p{};
   p.dtype = dtype_of(grad_output, "segops.max_unpool2d: grad_output");
   p.grad_output = image.planes;
-  p.indices = as<const int64_t>(flat.planes);
+  p.indices = as<const Index>(own.planes);
   p.grad_input = planes_of(grad_input);
   launch(p, grad_output);
   return grad_input;
+}
+
+std::tuple<Tensor, Tensor> unpool(const Tensor& input, const Tensor& indices, int64_t height, int64_t width,
+                                  std::vector<int64_t> window, bool accumulate, int64_t on_bad) {
+  const Windows windows = windows_of(window, kUnpool);
+  MaxUnpool p{};
+  p.vertical = windows.vertical;
+  p.horizontal = windows.horizontal;
+  return unpooled<uint8_t>(p, input, indices, height, width, accumulate, on_bad, window[0], window[1]);
+}
+
+Tensor unpool_backward(const Tensor& grad_output, const Tensor& indices, std::vector<int64_t> window, bool accumulate) {
+  const Windows windows = windows_of(window, kUnpool);
+  MaxUnpoolBackward p{};
+  p.vertical = windows.vertical;
+  p.horizontal = windows.horizontal;
+  p.accumulate = accumulate;
+  return picked<uint8_t>(p, grad_output, indices);
+}
+
+std::tuple<Tensor, Tensor> unpool_flat(const Tensor& input, const Tensor& indices, int64_t height, int64_t width,
+                                       bool accumulate, int64_t on_bad) {
+  return unpooled<int64_t>(MaxUnpoolFlat{}, input, indices, height, width, accumulate, on_bad, 0, 0);
+}
+
+Tensor unpool_flat_backward(const Tensor& grad_output, const Tensor& indices) {
+  return picked<int64_t>(MaxUnpoolFlatBackward{}, grad_output, indices);
 }
 
 }  // namespace
