@@ -28,13 +28,16 @@ class Counters {
         own_(cells_ <= kMostOwn),
         copies_(cells_ <= kMostCopied ? kCopies : 1),
         workers_(workers),
-        memory_(own_ ? workers * copies_ * (cells_ + 1) * 8 : 0) {}
+        pitch_((copies_ * (cells_ + 1) + kLine - 1) / kLine * kLine),
+        memory_(own_ ? workers * pitch_ * 8 : 0) {}
 
   bool allocated() const { return memory_.data; }
 
-  // Pixels without a label or a class, which are below 0, count nowhere. `cell` is scratch of `size` elements.
-  template <class Class>
-  void add(int32_t worker, const int32_t* label, const Class* predicted, int64_t size, int32_t* cell) const {
+  // Pixels without a label or a class, which are below 0, count nowhere. `cell` is scratch of `size` elements. ahead(i)
+  // follows every kCopies pixels.
+  template <class Class, class Ahead>
+  void add(int32_t worker, const int32_t* label, const Class* predicted, int64_t size, int32_t* cell,
+           const Ahead& ahead) const {
     if (!own_) return add_to_results(label, predicted, size);
     const int32_t classes = static_cast<int32_t>(classes_), nowhere = static_cast<int32_t>(cells_);
     for (int64_t i = 0; i < size; ++i) {
@@ -44,24 +47,28 @@ class Counters {
     int64_t* const counts = of(worker);
     const int64_t copy = copies_ > 1 ? cells_ + 1 : 0;
     int64_t i = 0;
-    for (; i + kCopies <= size; i += kCopies)
+    for (; i + kCopies <= size; i += kCopies) {
+      ahead(i);
       for (int k = 0; k < kCopies; ++k) ++counts[k * copy + cell[i + k]];
+    }
     for (; i < size; ++i) ++counts[cell[i]];
   }
 
   void reduce() const {
-    for (int32_t part = 0; own_ && part < workers_ * copies_; ++part)
-      for (int64_t i = 0; i < cells_; ++i) counts_[i] += of(0)[part * (cells_ + 1) + i];
+    for (int32_t worker = 0; own_ && worker < workers_; ++worker)
+      for (int32_t copy = 0; copy < copies_; ++copy)
+        for (int64_t i = 0; i < cells_; ++i) counts_[i] += of(worker)[copy * (cells_ + 1) + i];
   }
 
  private:
   // Neighbouring pixels mostly share a cell, and an addition to memory waits for the one before it: four copies in turn, as
   // long as they stay in the second-level cache.
   static constexpr int kCopies = 4;
+  static constexpr int64_t kLine = 128 / 8;  // two, as they are fetched
   static constexpr int64_t kMostCopied = 1 << 13, kMostOwn = 1 << 18;
 
   // One cell more, for what counts nowhere.
-  int64_t* of(int64_t worker) const { return reinterpret_cast<int64_t*>(memory_.data) + worker * copies_ * (cells_ + 1); }
+  int64_t* of(int64_t worker) const { return reinterpret_cast<int64_t*>(memory_.data) + worker * pitch_; }
 
   template <class Class>
   void add_to_results(const int32_t* label, const Class* predicted, int64_t size) const {
@@ -74,6 +81,7 @@ class Counters {
   const int64_t classes_, cells_;
   const bool own_;
   const int32_t copies_, workers_;
+  const int64_t pitch_;  // between the counters of workers: no line is two workers' own
   const Memory memory_;
 };
 
@@ -176,6 +184,10 @@ struct Scratch {
   }
 };
 
+int64_t label_bytes(Dtype dtype) {
+  return dtype == Dtype::uint8 ? 1 : dtype == Dtype::int16 ? 2 : dtype == Dtype::int32 ? 4 : 8;
+}
+
 // Calls body(item, worker, image, first pixel, end) for every item of every image, and leaves what was bad at the results.
 template <class Body>
 Status for_each_part(const ConfusionMatrix& p, const Parallel& parallel, int64_t elements, const Body& body) {
@@ -226,7 +238,7 @@ Status count_logits(const ConfusionMatrix& p, const Parallel& parallel) {
           }
           if (read_labels(p.target_dtype, p.target, at, size, p.classes, p.has_ignore_index, p.ignore_index, own.label))
             record_bad(p, at, size, bad);
-          counters.add(worker, own.label, own.winner, size, own.cell);
+          counters.add(worker, own.label, own.winner, size, own.cell, [](int64_t) {});
           first += size;
         }
       });
@@ -251,7 +263,14 @@ Status count_classes(const ConfusionMatrix& p, const Parallel& parallel) {
           const bool bad_predictions =
               read_labels(p.prediction_dtype, p.prediction, at, size, p.classes, false, 0, own.predicted);
           if (bad_labels || bad_predictions) record_bad(p, at, size, bad);
-          counters.add(worker, own.label, own.predicted, size, own.cell);
+          // Counting leaves the memory idle: it fetches the block behind this one, whose labels have 8 bytes at most.
+          const char* const next_label = static_cast<const char*>(p.target) + (at + size) * label_bytes(p.target_dtype);
+          const char* const next_class =
+              static_cast<const char*>(p.prediction) + (at + size) * label_bytes(p.prediction_dtype);
+          counters.add(worker, own.label, own.predicted, size, own.cell, [&](int64_t i) {
+            __builtin_prefetch(next_label + 8 * i);
+            __builtin_prefetch(next_class + 8 * i);
+          });
         }
       });
   if (status == Status::ok) counters.reduce();

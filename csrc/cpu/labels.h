@@ -29,33 +29,20 @@ SEGOPS_INLINE Vec<Wide, kLanes> widen_labels(const Label* from) {
     return __builtin_convertvector(labels, Vec<Wide, kLanes>);
 }
 
-// Labels to int32, kIgnored where they are ignored or out of range; compared in Wide, which holds every Label and the class
-// count. Returns whether any was out of range.
-template <class Wide, class Label>
-bool read_labels(const Label* target, int64_t n, int64_t classes, bool ignores, int64_t ignore_index, int32_t* label) {
+// Labels to int32 as convert(vector of Wide) has them; zeros stand for what is missing of the last vector.
+template <class Wide, class Label, class Convert>
+SEGOPS_INLINE void narrow_labels(const Label* target, int64_t n, int32_t* label, const Convert& convert) {
   constexpr int kLanes = kNativeLanes<Wide>, kStep = kNativeLanes<int32_t>;
-  using V = Vec<Wide, kLanes>;
-  // Compared without a sign: negative ones are large.
-  using Unsigned = Vec<typename UnsignedOf<Wide>::type, kLanes>;
-  const Unsigned count = broadcast<kLanes>(static_cast<typename UnsignedOf<Wide>::type>(classes));
-  const Wide ignore = static_cast<Wide>(ignore_index);
-  const V ignorable = ignores && ignore == ignore_index ? ~V{} : V{};
-  V bad{};
-  auto convert = [&](const Label* from) {
-    const V value = widen_labels<kLanes, Wide>(from);
-    const V inside = reinterpret_cast<Unsigned>(value) < count, ignored = (value == ignore) & ignorable;
-    bad |= ~inside & ~ignored;
-    return inside & ~ignored ? value : broadcast<kLanes, Wide>(kIgnored);
-  };
   auto step = [&](const Label* from, int32_t* to) {
     using Out = Vec<int32_t, kStep>;
     Out out;
     if constexpr (sizeof(Wide) == sizeof(int32_t)) {
-      out = convert(from);
+      out = convert(widen_labels<kLanes, Wide>(from));
     } else {  // the low halves of two vectors
       Out low_halves;
       for (int k = 0; k < kStep; ++k) low_halves[k] = 2 * k;
-      const Out first = reinterpret_cast<Out>(convert(from)), second = reinterpret_cast<Out>(convert(from + kLanes));
+      const Out first = reinterpret_cast<Out>(convert(widen_labels<kLanes, Wide>(from)));
+      const Out second = reinterpret_cast<Out>(convert(widen_labels<kLanes, Wide>(from + kLanes)));
       out = __builtin_shuffle(first, second, low_halves);
     }
     *reinterpret_cast<Unaligned<int32_t, kStep>*>(to) = out;
@@ -69,6 +56,39 @@ bool read_labels(const Label* target, int64_t n, int64_t classes, bool ignores, 
     step(rest, converted);
     for (int64_t k = i; k < n; ++k) label[k] = converted[k - i];
   }
+}
+
+// Labels to int32, kIgnored where they are ignored or out of range; compared in Wide, which holds every Label and the class
+// count. Returns whether any was out of range.
+template <class Wide, class Label>
+bool read_labels(const Label* target, int64_t n, int64_t classes, bool ignores, int64_t ignore_index, int32_t* label) {
+  constexpr int kLanes = kNativeLanes<Wide>;
+  using V = Vec<Wide, kLanes>;
+  using Element = typename UnsignedOf<Wide>::type;
+  // Compared without a sign: negative ones are large.
+  using Unsigned = Vec<Element, kLanes>;
+  const Wide ignore = static_cast<Wide>(ignore_index);
+  const bool ignorable = ignores && ignore == ignore_index;
+  // Mostly all are in range, and a maximum tells.
+  if (!ignorable || static_cast<Element>(ignore) >= static_cast<Element>(classes)) {
+    Unsigned most{};
+    narrow_labels<Wide>(target, n, label, [&](V value) {
+      const Unsigned given = reinterpret_cast<Unsigned>(value);
+      most = given > most ? given : most;
+      return value;
+    });
+    bool inside = true;
+    for (int k = 0; k < kLanes; ++k) inside &= most[k] < static_cast<Element>(classes);
+    if (inside) return false;
+  }
+  const Unsigned count = broadcast<kLanes>(static_cast<Element>(classes));
+  const V matches = ignorable ? ~V{} : V{};
+  V bad{};
+  narrow_labels<Wide>(target, n, label, [&](V value) {
+    const V inside = reinterpret_cast<Unsigned>(value) < count, ignored = (value == ignore) & matches;
+    bad |= ~inside & ~ignored;
+    return inside & ~ignored ? value : broadcast<kLanes, Wide>(kIgnored);
+  });
   for (int k = 0; k < kLanes; ++k)
     if (bad[k]) return true;
   return false;
