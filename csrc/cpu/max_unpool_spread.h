@@ -1,47 +1,12 @@
 // max_unpool2d in vectors. Compiled into every ISA namespace.
 //
-// Windows of 2 x 2 that tile the output are walked: each vector of them makes two vectors of two rows. Otherwise an output
-// row gathers from the windows that may point at it, phase by phase (the remainder of its columns by the stride), so that
-// neighbouring windows are lanes here too. Channels of dense pixels are lanes as they are.
+// Windows of 2 x 2 that tile the output are walked: each vector of them makes two vectors of two rows. Other windows are
+// gathered from.
 #pragma once
-#include "max_unpool_taps.h"
+#include "max_unpool_gather.h"
 
 namespace segops::SEGOPS_ISA {
 namespace {
-
-// Notes bad indices of window row y where `suspect`, or where taps of whole windows are outside the image.
-inline void check_row(const MaxUnpool& p, const Band& b, int64_t y, bool suspect, const BadIndices& bad) {
-  const Taps rows = taps_inside(p.vertical, y, p.output.height);
-  const int64_t windows = p.input.width;
-  if (suspect || rows.begin > 0 || rows.end < p.vertical.kernel) return check_indices(p, b, y, 0, windows, bad);
-  const auto whole = [&](int64_t x) {
-    return tap_position(p.horizontal, x, 0) >= 0 && tap_position(p.horizontal, x, p.horizontal.kernel - 1) < p.output.width;
-  };
-  int64_t begin = 0, end = windows;
-  while (begin < end && !whole(begin)) ++begin;
-  while (end > begin && !whole(end - 1)) --end;
-  check_indices(p, b, y, 0, begin, bad);
-  check_indices(p, b, y, end, windows, bad);
-}
-
-// Whether any of `count` indices (of pixels or of windows) is no tap's.
-inline bool any_beyond(const uint8_t* indices, int64_t count, int64_t taps) {
-  constexpr int kLanes = SEGOPS_VECTOR_BYTES;
-  using V = Vec<uint8_t, kLanes>;
-  if (taps > 255) return false;
-  uint8_t most = 0;
-  int64_t i = 0;
-  if (count >= kLanes) {
-    V largest{};
-    for (; i + kLanes <= count; i += kLanes) {
-      const V v = *reinterpret_cast<const Unaligned<uint8_t, kLanes>*>(indices + i);
-      largest = v > largest ? v : largest;
-    }
-    for (int lane = 0; lane < kLanes; ++lane) most = largest[lane] > most ? largest[lane] : most;
-  }
-  for (; i < count; ++i) most = indices[i] > most ? indices[i] : most;
-  return most >= taps;
-}
 
 // 2 x 2 windows that tile: the rows `upper` and `lower` from `count` windows, at least kLanes. Tells whether an index is
 // bad.
@@ -142,193 +107,6 @@ void unpool_pairs(const MaxUnpool& p, bool of_pixels, const BadIndices& bad, con
   });
 }
 
-// Whether vectors of `lanes` channels may be stored past the caches.
-inline bool streams_pixels(const MaxUnpool& p, int64_t lanes, int64_t element) {
-  constexpr int64_t kLine = 64;
-  return lanes * element == SEGOPS_VECTOR_BYTES && p.output.channels % lanes == 0 &&
-         p.output.stride_w * element % kLine == 0 && worth_streaming(p.output, p.warm, element, true);
-}
-
-// Channels as lanes. T: what windows are added in, where kSum.
-template <class Element, class T, bool kSum, int kLanes>
-void unpool_pixels(const MaxUnpool& p, const BadIndices& bad, const Parallel& parallel) {
-  using Number = typename TapNumber<sizeof(T)>::type;
-  const Planes& out = p.output;
-  const int64_t rows = p.input.height, channels = out.channels;
-  const int64_t bytes = out.batch * channels * out.height * out.width * int64_t{sizeof(Element)};
-  const bool streaming = !kSum && streams_pixels(p, kLanes, sizeof(Element));
-  for_each_band(out, true, rows, bytes, parallel, [&](const Band& b) {
-    for (int64_t y = b.begin; y < b.end; ++y) {
-      bool suspect = false;
-      for (int64_t x = 0; x < p.input.width && !suspect; ++x)
-        suspect = any_beyond(row_of<const uint8_t>(p.indices, b, y) + x * p.indices.stride_w, channels,
-                             p.vertical.kernel * p.horizontal.kernel);
-      check_row(p, b, y, suspect, bad);
-    }
-    const Element* const input = row_of<const Element>(p.input, b, 0);
-    const uint8_t* const indices = row_of<const uint8_t>(p.indices, b, 0);
-    // The windows that may point at a row, at a column, and at a pixel, in row-major order.
-    struct Reach {
-      int64_t window, tap;
-    } in_rows[256];
-    struct Candidate {
-      const Element* value;
-      const uint8_t* index;
-      Number tap;
-    } candidates[256];
-    const int64_t end = first_owned(p.vertical, b.end, rows, out.height);
-    for (int64_t y = first_owned(p.vertical, b.begin, rows, out.height); y < end; ++y) {
-      int64_t row_count = 0;
-      for (int64_t ky = p.vertical.kernel - 1; ky >= 0; --ky) {
-        const int64_t row = window_of(p.vertical, y, ky, rows);
-        if (row >= 0) in_rows[row_count++] = Reach{row, ky};
-      }
-      for (int64_t x = 0; x < out.width; ++x) {
-        Reach in_columns[256];
-        int64_t column_count = 0, count = 0;
-        for (int64_t kx = p.horizontal.kernel - 1; kx >= 0; --kx) {
-          const int64_t column = window_of(p.horizontal, x, kx, p.input.width);
-          if (column >= 0) in_columns[column_count++] = Reach{column, kx};
-        }
-        for (int64_t i = 0; i < row_count; ++i)
-          for (int64_t j = 0; j < column_count; ++j) {
-            const Reach row = in_rows[i], column = in_columns[j];
-            candidates[count++] = Candidate{input + row.window * p.input.stride_h + column.window * p.input.stride_w,
-                                            indices + row.window * p.indices.stride_h + column.window * p.indices.stride_w,
-                                            static_cast<Number>(row.tap * p.horizontal.kernel + column.tap)};
-          }
-        Element* const pixel = row_of<Element>(out, b, y) + x * out.stride_w;
-        for (int64_t i = 0; i < channels; i += kLanes) {
-          const int64_t c = i < channels - kLanes ? i : channels - kLanes;
-          Vec<T, kLanes> result{};
-          for (int64_t j = 0; j < count; ++j) {
-            const Candidate& one = candidates[j];
-            const auto points = load_indices<Number, kLanes>(one.index + c) == broadcast<kLanes, Number>(one.tap);
-            const Vec<T, kLanes> value = load<kLanes, T>(one.value + c);
-            if constexpr (kSum)
-              result += points ? value : Vec<T, kLanes>{};
-            else
-              result = points ? value : result;
-          }
-          if constexpr (kSum)
-            store<kLanes>(pixel + c, result);
-          else
-            put<Element, kLanes>(pixel + c, result, streaming);
-        }
-      }
-    }
-    streaming_done();
-  });
-}
-
-// Rows of the output by phase: column x is at place (x + padding) / stride of phase (x + padding) % stride. What tap kx of
-// neighbouring windows gives is neighbouring places of one phase.
-template <class Element, class T, bool kSum>
-class PhaseRow {
- public:
-  using Number = typename TapNumber<sizeof(T)>::type;
-  static constexpr int kLanes = kNativeLanes<T>;
-
-  explicit PhaseRow(const MaxUnpool& p) : axis_(p.horizontal), windows_(p.input.width), width_(p.output.width) {
-    const int64_t reached = windows_ + (axis_.kernel - 1) * axis_.dilation / axis_.stride;
-    const int64_t read = (width_ + axis_.padding) / axis_.stride + 1;
-    extent_ = (reached > read ? reached : read) + 2 * kLanes;
-  }
-  int64_t bytes() const { return (axis_.stride * extent_ * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64; }
-  void clear(T* phases) const { __builtin_memset(static_cast<void*>(phases), 0, static_cast<size_t>(bytes())); }
-
-  // The windows of one row whose index is `tap`, of column tap kx.
-  void add(T* phases, const Element* input, const uint8_t* indices, int64_t kx, int64_t tap) const {
-    T* const to = phases + kx * axis_.dilation % axis_.stride * extent_ + kx * axis_.dilation / axis_.stride;
-    int64_t x = 0;
-    for (; x + kLanes <= windows_; x += kLanes) add<kLanes>(to + x, input + x, indices + x, tap);
-    for (; x < windows_; ++x) add<1>(to + x, input + x, indices + x, tap);
-  }
-
-  void write(const T* phases, Element* row) const {
-    int64_t x = 0;
-    if (axis_.stride == 1)
-      for (; x + kLanes <= width_; x += kLanes) put_vector(row + x, vector(phases + axis_.padding + x));
-    if (axis_.stride == 2) x = write_two(phases, row);
-    for (; x < width_; ++x) {
-      const int64_t at = x + axis_.padding;
-      const T* const value = phases + at % axis_.stride * extent_ + at / axis_.stride;
-      if constexpr (kSum)
-        store<1>(row + x, load<1, T>(value));
-      else
-        row[x] = *value;
-    }
-  }
-
- private:
-  template <int kCount>
-  SEGOPS_MEMBER void add(T* to, const Element* input, const uint8_t* indices, int64_t tap) const {
-    using V = Vec<T, kCount>;
-    const auto points = load_indices<Number, kCount>(indices) == broadcast<kCount, Number>(static_cast<Number>(tap));
-    const V value = load<kCount, T>(input), before = *reinterpret_cast<const Unaligned<T, kCount>*>(to);
-    if constexpr (kSum)
-      *reinterpret_cast<Unaligned<T, kCount>*>(to) = before + (points ? value : V{});
-    else
-      *reinterpret_cast<Unaligned<T, kCount>*>(to) = points ? value : before;
-  }
-
-  static SEGOPS_MEMBER Vec<T, kLanes> vector(const T* p) { return *reinterpret_cast<const Unaligned<T, kLanes>*>(p); }
-  static SEGOPS_MEMBER void put_vector(Element* p, Vec<T, kLanes> v) {
-    if constexpr (kSum)
-      store<kLanes>(p, v);
-    else
-      put<Element, kLanes>(p, v, false);
-  }
-
-  // The two phases in turn, beginning with that of column 0; how many columns.
-  int64_t write_two(const T* phases, Element* row) const {
-    const int64_t first = axis_.padding % 2, at = axis_.padding / 2;
-    const T *const even = phases + first * extent_ + at, *const odd = phases + (1 - first) * extent_ + at + first;
-    Vec<Number, kLanes> low, high;
-    for (int i = 0; i < kLanes; ++i) {
-      low[i] = static_cast<Number>(i / 2 + i % 2 * kLanes);
-      high[i] = static_cast<Number>(kLanes / 2 + i / 2 + i % 2 * kLanes);
-    }
-    int64_t x = 0;
-    for (; x + 2 * kLanes <= width_; x += 2 * kLanes) {
-      const Vec<T, kLanes> a = vector(even + x / 2), b = vector(odd + x / 2);
-      put_vector(row + x, permute<T, kLanes>(a, b, low));
-      put_vector(row + x + kLanes, permute<T, kLanes>(a, b, high));
-    }
-    return x;
-  }
-
-  WindowAxis axis_;
-  int64_t windows_, width_, extent_;
-};
-
-template <class Element, class T, bool kSum>
-Status unpool_rows(const MaxUnpool& p, const BadIndices& bad, const Parallel& parallel) {
-  const Planes& out = p.output;
-  const PhaseRow<Element, T, kSum> phase_row(p);
-  const int64_t own = phase_row.bytes(), taps = p.vertical.kernel * p.horizontal.kernel;
-  const Memory scratch(parallel.workers * own, false);
-  if (!scratch.data) return Status::out_of_memory;
-  const int64_t rows = p.input.height, bytes = out.batch * out.channels * out.height * out.width * int64_t{sizeof(Element)};
-  for_each_band(out, false, rows, bytes, parallel, [&](const Band& b) {
-    T* const phases = reinterpret_cast<T*>(scratch.data + b.worker * own);
-    for (int64_t y = b.begin; y < b.end; ++y)
-      check_row(p, b, y, any_beyond(row_of<const uint8_t>(p.indices, b, y), p.input.width, taps), bad);
-    const int64_t end = first_owned(p.vertical, b.end, rows, out.height);
-    for (int64_t y = first_owned(p.vertical, b.begin, rows, out.height); y < end; ++y) {
-      phase_row.clear(phases);
-      for (int64_t ky = p.vertical.kernel - 1; ky >= 0; --ky) {
-        const int64_t row = window_of(p.vertical, y, ky, rows);
-        for (int64_t kx = p.horizontal.kernel - 1; kx >= 0 && row >= 0; --kx)
-          phase_row.add(phases, row_of<const Element>(p.input, b, row), row_of<const uint8_t>(p.indices, b, row), kx,
-                        ky * p.horizontal.kernel + kx);
-      }
-      phase_row.write(phases, row_of<Element>(out, b, y));
-    }
-  });
-  return Status::ok;
-}
-
 template <class Element, class T, bool kSum>
 Status unpool_image(const MaxUnpool& p, const BadIndices& bad, const Parallel& parallel) {
   constexpr int kNative = kNativeLanes<T>, kLeast = 16 / sizeof(T);
@@ -355,13 +133,11 @@ Status unpool_image(const MaxUnpool& p, const BadIndices& bad, const Parallel& p
     if (pairs && last && p.output.channels >= kNative) return pixels(Lanes<kNative>{});
     if (pairs && last && p.output.channels >= kLeast) return pixels(Lanes<kLeast>{});
   }
-  if (dense && may_split(p.vertical, p.horizontal)) return unpool_rows<Element, T, kSum>(p, bad, parallel);
-  if (last && p.output.channels >= kNative)
-    unpool_pixels<Element, T, kSum, kNative>(p, bad, parallel);
-  else if (last && p.output.channels >= kLeast)
-    unpool_pixels<Element, T, kSum, kLeast>(p, bad, parallel);
-  else
-    unpool_singly<Element, T, kSum>(p, bad, parallel);
+  const bool told = sizeof(T) > 1 || p.vertical.kernel * p.horizontal.kernel < 256;
+  if (dense && told && may_split(p.vertical, p.horizontal)) return gather_rows<Element, T, kSum>(p, bad, parallel);
+  if (last && p.output.channels >= kNative) return gather_pixels<Element, T, kSum, kNative>(p, bad, parallel);
+  if (last && p.output.channels >= kLeast) return gather_pixels<Element, T, kSum, kLeast>(p, bad, parallel);
+  unpool_singly<Element, T, kSum>(p, bad, parallel);
   return Status::ok;
 }
 

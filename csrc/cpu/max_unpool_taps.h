@@ -61,14 +61,17 @@ struct TapNumber<1> {
   using type = uint8_t;
 };
 
-template <int kLanes>
-struct Lanes {
-  static constexpr int kValue = kLanes;
+// A number that the compiler is to know.
+template <int kNumber>
+struct Fixed {
+  static constexpr int kValue = kNumber;
 };
+template <int kLanes>
+using Lanes = Fixed<kLanes>;
 
 template <class Number, int kLanes>
 SEGOPS_INLINE Vec<Number, kLanes> load_indices(const uint8_t* p) {
-  return __builtin_convertvector(*reinterpret_cast<const Unaligned<uint8_t, kLanes>*>(p), Vec<Number, kLanes>);
+  return load_bytes<kLanes, Number>(p);
 }
 
 // The maximum and where it is. first: the first tap inside the image, for windows whose every tap is the lowest value.
@@ -133,7 +136,8 @@ SEGOPS_INLINE void visit_pairs(const U* upper, const U* lower, int64_t count, co
   }
 }
 
-// Rows of one image, split by phase: tap kx of window x is at row[offset(kx) + x], `fill` where it is outside.
+// Rows of one image, split by phase: tap kx of window x is at row[offset(kx) + x], `fill` where it is outside. There is room
+// for the rows of two rows of windows.
 template <class U>
 class SplitRows {
  public:
@@ -143,8 +147,15 @@ class SplitRows {
       : axis_(horizontal),
         width_(width),
         fill_(fill),
-        slots_((vertical.kernel - 1) * vertical.dilation + 1),
-        extent_((windows + (horizontal.kernel - 1) * horizontal.dilation / horizontal.stride + 2 * kPad) / kPad * kPad) {}
+        slots_((vertical.kernel - 1) * vertical.dilation + 1 + vertical.stride),
+        extent_((windows + (horizontal.kernel - 1) * horizontal.dilation / horizontal.stride + 2 * kPad) / kPad * kPad),
+        places_(horizontal.stride * static_cast<int64_t>(sizeof(Places)), false) {
+    for (int64_t phase = 0; phase < axis_.stride && places_.data; ++phase) {
+      const int64_t last = place_of(width_ + axis_.padding - phase);
+      places()[phase] = Places{place_of(axis_.padding - phase), last < extent_ ? last : extent_};
+    }
+  }
+  bool allocated() const { return places_.data != nullptr; }
 
   int64_t bytes() const {
     const int64_t all =
@@ -154,70 +165,107 @@ class SplitRows {
   int64_t offset(int64_t kx) const {
     return kx * axis_.dilation % axis_.stride * extent_ + kx * axis_.dilation / axis_.stride;
   }
+  // What is outside is the same in all rows: a slot is filled once.
+  void start(char* scratch) const {
+    for (int64_t slot = 0; slot < slots_; ++slot) held(scratch)[slot] = kUnfilled;
+  }
   void forget(char* scratch) const {
-    for (int64_t slot = 0; slot < slots_; ++slot) held(scratch)[slot] = -1;
+    for (int64_t slot = 0; slot < slots_; ++slot)
+      if (held(scratch)[slot] != kUnfilled) held(scratch)[slot] = kNone;
   }
 
-  // Row y, whose elements are `stride` apart.
-  const U* split(char* scratch, const U* row, int64_t stride, int64_t y) const {
+  // Row y.
+  const U* split(char* scratch, const U* row, int64_t y) const {
     const int64_t slot = y % slots_;
     U* const to = reinterpret_cast<U*>(scratch) + slot * axis_.stride * extent_;
-    if (held(scratch)[slot] == y) return to;
+    const int64_t before = held(scratch)[slot];
+    if (before == y) return to;
     held(scratch)[slot] = y;
-    if (axis_.stride == 2 && stride == 1) return split_in_two(row, to), to;
-    for (int64_t phase = 0; phase < axis_.stride; ++phase) split_one(row, stride, phase, to);
+    for (int64_t phase = 0; phase < axis_.stride; ++phase) {
+      if (before == kUnfilled) fill_outside(phase, to + phase * extent_);
+      if (axis_.stride != 2) split_one(row, phase, to + phase * extent_);
+    }
+    if (axis_.stride == 2) split_in_two(row, to);
     return to;
   }
 
  private:
+  static constexpr int64_t kNone = -1, kUnfilled = -2;
+
+  // The places q of a phase whose columns q * stride + phase - padding are inside.
+  struct Places {
+    int64_t begin, end;
+  };
+  Places* places() const { return reinterpret_cast<Places*>(places_.data); }
+  int64_t place_of(int64_t columns) const { return columns > 0 ? (columns + axis_.stride - 1) / axis_.stride : 0; }
+
   int64_t* held(char* scratch) const {
     return reinterpret_cast<int64_t*>(scratch + slots_ * axis_.stride * extent_ * static_cast<int64_t>(sizeof(U)));
   }
 
-  // The places q of a phase whose columns q * stride + phase - padding are inside: [begin, end).
-  int64_t begin(int64_t phase) const { return places(axis_.padding - phase); }
-  int64_t end(int64_t phase) const {
-    const int64_t last = places(width_ + axis_.padding - phase);
-    return last < extent_ ? last : extent_;
-  }
-  int64_t places(int64_t columns) const { return columns > 0 ? (columns + axis_.stride - 1) / axis_.stride : 0; }
-
   void fill_outside(int64_t phase, U* to) const {
-    for (int64_t q = 0; q < begin(phase) && q < extent_; ++q) to[q] = fill_;
-    for (int64_t q = end(phase); q < extent_; ++q) to[q] = fill_;
+    const Places inside = places()[phase];
+    for (int64_t q = 0; q < inside.begin && q < extent_; ++q) to[q] = fill_;
+    for (int64_t q = inside.end; q < extent_; ++q) to[q] = fill_;
   }
 
-  void split_one(const U* row, int64_t stride, int64_t phase, U* to) const {
-    to += phase * extent_;
-    fill_outside(phase, to);
-    const int64_t last = end(phase), step = axis_.stride * stride, shift = (phase - axis_.padding) * stride;
-    for (int64_t q = begin(phase); q < last; ++q) to[q] = row[q * step + shift];
+  void split_one(const U* row, int64_t phase, U* to) const {
+    const int64_t first = places()[phase].begin, last = places()[phase].end;
+    if (first >= last) return;
+    const int64_t shift = phase - axis_.padding;
+    if (axis_.stride == 1) {
+      __builtin_memcpy(to + first, row + first + shift, static_cast<size_t>(last - first) * sizeof(U));
+      return;
+    }
+    for (int64_t q = first; q < last; ++q) to[q] = row[q * axis_.stride + shift];
   }
 
-  void split_in_two(const U* row, U* to) const {
+  void split_in_two(const U* row, U* even) const {
     constexpr int kLanes = kPad;
-    const auto vector = [&](int64_t column) { return *reinterpret_cast<const Unaligned<U, kLanes>*>(row + column); };
-    U *const even = to, *const odd = to + extent_;
-    fill_outside(0, even);
-    fill_outside(1, odd);
-    int64_t q = begin(0) > begin(1) ? begin(0) : begin(1);
-    if (begin(1) < q && begin(1) < end(1)) odd[begin(1)] = row[2 * begin(1) + 1 - axis_.padding];
-    const int64_t last = end(0) < end(1) ? end(0) : end(1);
-    for (; q + kLanes <= last; q += kLanes) {
-      const int64_t column = 2 * q - axis_.padding;
-      const Vec<U, kLanes> a = vector(column), b = vector(column + kLanes);
+    U* const odd = even + extent_;
+    const Places first = places()[0], second = places()[1];
+    const int64_t begin = first.begin > second.begin ? first.begin : second.begin;
+    const int64_t end = first.end < second.end ? first.end : second.end;
+    const auto column = [&](int64_t q) { return row + (2 * q - axis_.padding); };
+    for (int64_t q = first.begin; q < begin && q < first.end; ++q) even[q] = *column(q);
+    for (int64_t q = second.begin; q < begin && q < second.end; ++q) odd[q] = column(q)[1];
+    for (int64_t at = begin; at < end && end - begin >= kLanes; at += kLanes) {
+      const int64_t q = at < end - kLanes ? at : end - kLanes;
+      const Vec<U, kLanes> a = *reinterpret_cast<const Unaligned<U, kLanes>*>(column(q));
+      const Vec<U, kLanes> b = *reinterpret_cast<const Unaligned<U, kLanes>*>(column(q) + kLanes);
       *reinterpret_cast<Unaligned<U, kLanes>*>(even + q) = every_other<U, kLanes>(a, b, 0);
       *reinterpret_cast<Unaligned<U, kLanes>*>(odd + q) = every_other<U, kLanes>(a, b, 1);
     }
-    for (int64_t i = q; i < end(0); ++i) even[i] = row[2 * i - axis_.padding];
-    for (int64_t i = q; i < end(1); ++i) odd[i] = row[2 * i + 1 - axis_.padding];
+    const int64_t rest = end - begin >= kLanes ? end : begin;
+    for (int64_t q = rest; q < first.end; ++q) even[q] = *column(q);
+    for (int64_t q = rest; q < second.end; ++q) odd[q] = column(q)[1];
   }
 
   WindowAxis axis_;
   int64_t width_;
   U fill_;
   int64_t slots_, extent_;
+  Memory places_;
 };
+
+// The taps of a vector of windows that are inside: that of row ky and column kx is at rows[ky] + offsets[kx] + at. kSide: if
+// not 0, the windows are of kSide x kSide and all of them is inside, so that the compiler knows the taps.
+template <int kSide, class U, int kLanes, class Visitor>
+SEGOPS_INLINE void visit_taps(Visitor& visitor, const U* const* rows, const int64_t* offsets, int64_t at, Taps vertical,
+                              Taps horizontal, int64_t width) {
+  const auto tap = [&](int64_t ky, int64_t kx, int64_t number) {
+    visitor.tap(number, *reinterpret_cast<const Unaligned<U, kLanes>*>(rows[ky] + offsets[kx] + at));
+  };
+  if constexpr (kSide != 0) {
+#pragma GCC unroll 8
+    for (int ky = 0; ky < kSide; ++ky)
+#pragma GCC unroll 8
+      for (int kx = 0; kx < kSide; ++kx) tap(ky, kx, ky * kSide + kx);
+  } else {
+    for (int64_t ky = vertical.begin; ky < vertical.end; ++ky)
+      for (int64_t kx = horizontal.begin; kx < horizontal.end; ++kx) tap(ky, kx, ky * width + kx);
+  }
+}
 
 inline bool is_pair(const WindowAxis& axis) {
   return axis.kernel == 2 && axis.stride == 2 && axis.padding == 0 && axis.dilation == 1;
@@ -235,7 +283,8 @@ Status visit_rows(const ConstPlanes& image, const Planes& windows, const PlanesO
                      windows.width >= kNative && 2 * windows.height <= image.height;
   const int64_t own = pairs ? 0 : rows.bytes() + (vertical.kernel + horizontal.kernel) * 8;
   const Memory scratch(parallel.workers * own, false);
-  if (!scratch.data) return Status::out_of_memory;
+  if (!scratch.data || !rows.allocated()) return Status::out_of_memory;
+  for (int32_t worker = 0; worker < parallel.workers && !pairs; ++worker) rows.start(scratch.data + worker * own);
   const int64_t bytes = image.batch * image.channels * image.height * image.width * static_cast<int64_t>(sizeof(U));
   for_each_band(windows, false, windows.height, bytes, parallel, [&](const Band& b) {
     char* const mine = scratch.data + b.worker * own;
@@ -255,19 +304,23 @@ Status visit_rows(const ConstPlanes& image, const Planes& windows, const PlanesO
                                      [&](int64_t x, const Own& visitor) { visitor.finish(to + x, to_indices + x); });
         continue;
       }
-      for (int64_t ky = inside.begin; ky < inside.end; ++ky) {
-        const int64_t row = tap_position(vertical, y, ky);
-        taps[ky] = rows.split(mine, plane + row * image.stride_h, image.stride_w, row);
-      }
-      for (int64_t x = 0; x < windows.width; x += kNative) {
-        Own visitor(begin(x));
-        for (int64_t ky = inside.begin; ky < inside.end; ++ky)
-          for (int64_t kx = 0; kx < horizontal.kernel; ++kx)
-            visitor.tap(ky * horizontal.kernel + kx,
-                        *reinterpret_cast<const Unaligned<U, kNative>*>(taps[ky] + offsets[kx] + x));
-        if (x + kNative <= windows.width) {
-          visitor.finish(to + x, to_indices + x);
-        } else {
+      const auto split = [&](int64_t windows_row, int64_t ky) {
+        const int64_t row = tap_position(vertical, windows_row, ky);
+        return rows.split(mine, plane + row * image.stride_h, row);
+      };
+      for (int64_t ky = inside.begin; ky < inside.end; ++ky) taps[ky] = split(y, ky);
+      // A row ahead: what is read just after it was written, by vectors across those written, has to wait.
+      const Taps next = y + 1 < b.end ? taps_inside(vertical, y + 1, image.height) : Taps{0, 0};
+      for (int64_t ky = next.begin; ky < next.end; ++ky) split(y + 1, ky);
+      const Taps columns{0, horizontal.kernel};
+      const auto visit = [&](auto side) {
+        for (int64_t x = 0; x < windows.width; x += kNative) {
+          Own visitor(begin(x));
+          visit_taps<decltype(side)::kValue, U, kNative>(visitor, taps, offsets, x, inside, columns, horizontal.kernel);
+          if (x + kNative <= windows.width) {
+            visitor.finish(to + x, to_indices + x);
+            continue;
+          }
           U values[kNative];
           uint8_t numbers[kNative];
           visitor.finish(values, numbers);
@@ -275,7 +328,11 @@ Status visit_rows(const ConstPlanes& image, const Planes& windows, const PlanesO
           __builtin_memcpy(to + x, values, rest * sizeof(U));
           if (to_indices) __builtin_memcpy(to_indices + x, numbers, rest);
         }
-      }
+      };
+      if (horizontal.kernel == 3 && inside.end - inside.begin == 3 && vertical.kernel == 3)
+        visit(Fixed<3>{});
+      else
+        visit(Fixed<0>{});
     }
   });
   return Status::ok;
@@ -286,26 +343,34 @@ template <template <class, int> class Visitor, class Element, class U, int kLane
 void visit_pixels(const ConstPlanes& image, const Planes& windows, const PlanesOf<uint8_t>& indices,
                   const WindowAxis& vertical, const WindowAxis& horizontal, const Parallel& parallel, const Start& start) {
   const int64_t bytes = image.batch * image.channels * image.height * image.width * static_cast<int64_t>(sizeof(U));
+  const int64_t reach = (horizontal.kernel - 1) * horizontal.dilation;
+  const bool three = vertical.kernel == 3 && horizontal.kernel == 3;
   for_each_band(windows, true, windows.height, bytes, parallel, [&](const Band& b) {
+    const U* taps[256];
+    int64_t offsets[256];
+    for (int64_t kx = 0; kx < horizontal.kernel; ++kx) offsets[kx] = kx * horizontal.dilation * image.stride_w;
     for (int64_t y = b.begin; y < b.end; ++y) {
       const Taps rows = taps_inside(vertical, y, image.height);
-      const U* const first = row_of<const U>(image, b, tap_position(vertical, y, 0));
+      for (int64_t ky = rows.begin; ky < rows.end; ++ky) taps[ky] = row_of<const U>(image, b, tap_position(vertical, y, ky));
       for (int64_t x = 0; x < windows.width; ++x) {
-        const Taps columns = taps_inside(horizontal, x, image.width);
-        const U* const pixel = first + tap_position(horizontal, x, 0) * image.stride_w;
+        const int64_t column = tap_position(horizontal, x, 0);
+        const bool whole = column >= 0 && column + reach < image.width;
+        const Taps columns = whole ? Taps{0, horizontal.kernel} : taps_inside(horizontal, x, image.width);
         U* const to = row_of<U>(windows, b, y) + x * windows.stride_w;
         uint8_t* const to_indices = indices.data ? row_of<uint8_t>(indices, b, y) + x * indices.stride_w : nullptr;
-        for (int64_t i = 0; i < windows.channels; i += kLanes) {
-          const int64_t c = i < windows.channels - kLanes ? i : windows.channels - kLanes;
-          Visitor<Element, kLanes> visitor(start(b, rows.begin * horizontal.kernel + columns.begin, y, x, c));
-          for (int64_t ky = rows.begin; ky < rows.end; ++ky) {
-            const U* tap =
-                pixel + ky * vertical.dilation * image.stride_h + columns.begin * horizontal.dilation * image.stride_w;
-            for (int64_t kx = columns.begin; kx < columns.end; ++kx, tap += horizontal.dilation * image.stride_w)
-              visitor.tap(ky * horizontal.kernel + kx, *reinterpret_cast<const Unaligned<U, kLanes>*>(tap + c));
+        const auto visit = [&](auto side) {
+          for (int64_t i = 0; i < windows.channels; i += kLanes) {
+            const int64_t c = i < windows.channels - kLanes ? i : windows.channels - kLanes;
+            Visitor<Element, kLanes> visitor(start(b, rows.begin * horizontal.kernel + columns.begin, y, x, c));
+            visit_taps<decltype(side)::kValue, U, kLanes>(visitor, taps, offsets, column * image.stride_w + c, rows, columns,
+                                                          horizontal.kernel);
+            visitor.finish(to + c, to_indices + c);
           }
-          visitor.finish(to + c, to_indices + c);
-        }
+        };
+        if (three && whole && rows.end - rows.begin == 3)
+          visit(Fixed<3>{});
+        else
+          visit(Fixed<0>{});
       }
     }
   });

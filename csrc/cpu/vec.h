@@ -1,7 +1,7 @@
 // Vectors of a fixed number of lanes, and the few functions the kernels need on them, on the compiler's vector extension:
-// one source for AVX-512, AVX2, SSE2 and NEON. No STL, and no intrinsics but for streaming stores: this header is compiled
-// once per instruction set, and all of it lives in a namespace of that set, so that the linker never lends one level's code
-// to another.
+// one source for AVX-512, AVX2, SSE2 and NEON. No STL, and no intrinsics but for streaming stores and for bytes made wider
+// (the extension takes an instruction a lane): this header is compiled once per instruction set, and all of it lives in a
+// namespace of that set, so that the linker never lends one level's code to another.
 #pragma once
 #include <stdint.h>
 #if defined(__x86_64__)
@@ -94,6 +94,27 @@ SEGOPS_INLINE Vec<float, kLanes> load(const Float16* p) {
   const Words scaled = reinterpret_cast<Words>(reinterpret_cast<Floats>(magnitude) * 0x1p112f);
   const Words special = magnitude | 0x7f800000u;
   return reinterpret_cast<Floats>((magnitude >= 0x0f800000u ? special : scaled) | sign);
+}
+
+// Bytes as lanes of an integer type.
+template <int kLanes, class T>
+SEGOPS_INLINE Vec<T, kLanes> load_bytes(const uint8_t* p) {
+  [[maybe_unused]] const void* const from = p;
+#if defined(__AVX2__)
+  if constexpr (sizeof(T) == 4 && kLanes == 8)
+    return reinterpret_cast<Vec<T, kLanes>>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from))));
+  if constexpr (sizeof(T) == 8 && kLanes == 4)
+    return reinterpret_cast<Vec<T, kLanes>>(_mm256_cvtepu8_epi64(_mm_loadu_si32(from)));
+#endif
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4 && kLanes == 16)
+    return reinterpret_cast<Vec<T, kLanes>>(
+        _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(static_cast<const __m128i*>(from))));
+  if constexpr (sizeof(T) == 8 && kLanes == 8)
+    return reinterpret_cast<Vec<T, kLanes>>(
+        _mm512_maskz_cvtepu8_epi64(0xff, _mm_loadl_epi64(static_cast<const __m128i*>(from))));
+#endif
+  return __builtin_convertvector(*reinterpret_cast<const Unaligned<uint8_t, kLanes>*>(p), Vec<T, kLanes>);
 }
 
 template <int kLanes>
