@@ -61,9 +61,10 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-# Both regimes, one after the other, then the tables; BENCH_ARGS="-k bfloat16 --bench-laps 20" for a part of them.
+# Both regimes, one after the other, then the tables, README's too; BENCH_ARGS="-k bfloat16 --bench-laps 20" for a part of them.
 bench: bench-recycled bench-default
 	$(BIN)/python -m benchmarks.compare $(RESULTS)/recycled.json $(RESULTS)/default.json | tee $(RESULTS)/RESULTS.md
+	$(BIN)/python -m benchmarks.readme
 
 bench-recycled: $(VENV)/.test
 	$(RECYCLED) $(BENCH)=$(RESULTS)/recycled.json $(BENCH_ARGS)

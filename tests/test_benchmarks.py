@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import compare, environment, interleave, memory
+from benchmarks import compare, environment, interleave, memory, readme
 from benchmarks.interleave import Case, Contender, Effort, Peer
 
 ROOT = Path(__file__).parents[1]
@@ -265,3 +265,31 @@ def test_peak_memory_counts_what_lives_at_once() -> None:
     assert memory.peak_allocated(two_at_once_of_three) == 2 * size
     resident = memory.peak_resident(two_at_once_of_three)
     assert resident is None or 2 * size * 0.9 < resident < 3.5 * size
+
+
+def test_readme_quotes_the_stored_results() -> None:
+    runs = readme.stored()
+    assert all(row.find(runs[0]) for row in (*readme.LOSS, *readme.OTHERS))
+    assert readme.filled(readme.README.read_text(), runs) == readme.README.read_text()
+
+
+def test_readme_takes_the_fastest_of_a_column() -> None:
+    row = readme.OTHERS[0]
+    record = {
+        **{"op": row.op, "shape": list(row.shape), "dtype": row.dtype, "direction": row.direction},
+        "layout": row.layout,
+        "contenders": {
+            "segops": {"ratio": 1.0},
+            "eager": {"ratio": 3.0},
+            "leanest eager": {"ratio": 2.0},
+            "eager, channels_last": {"ratio": 1.5},
+            "compiled": {"unavailable": "no compiler"},
+        },
+    }
+    cells = [readme.cell([[record], []], row, among) for among in readme.OTHER_COLUMNS.values()]
+    assert cells == ["2.0 / -", "1.5 / -", "-"]
+    text = "<!-- measured: loss -->\nold\n<!-- end -->\nkept\n<!-- measured: others -->\n\n<!-- end -->\n"
+    assert "\nkept\n" in readme.filled(text, [[record], []])
+    assert "2.0 / - | 1.5 / - | - |" in readme.filled(text, [[record], []])
+    with pytest.raises(ValueError, match="0 tables named loss"):
+        readme.filled("no table", [[record], []])
