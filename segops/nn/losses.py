@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from segops.ops.deep_supervision_loss import deep_supervision_loss
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
-from segops.ops.dice_ce_loss_arguments import Overlap
-from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
+from segops.ops.loss_arguments import Overlap
 
 
 class DiceCELoss(nn.Module):

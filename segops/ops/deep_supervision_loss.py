@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
-from segops.ops.dice_ce_loss_arguments import INF, NUMBER
+from segops.ops.loss_arguments import INF, NUMBER
 
 
 def deep_supervision_loss(
