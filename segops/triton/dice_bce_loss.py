@@ -14,6 +14,8 @@ import triton
 from torch import Tensor
 
 from segops import _library, errors
+from segops._layout import empty_like_pixels
+from segops.reference.dice_bce_loss import SOFT_LABEL_SLACK
 from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, as_rows, launch
 from segops.triton.dice_bce_loss_coarse import dice_bce_loss_coarse_gather_kernel
 from segops.triton.dice_bce_loss_tile import (
@@ -24,8 +26,6 @@ from segops.triton.dice_bce_loss_tile import (
 from segops.triton.interpolate import lanes_per_input, linear_step
 
 OP = "dice_bce_loss"
-#: Soft labels are bad beyond [-SLACK, 1 + SLACK]: kSoftLabelSlack of csrc/include/segops/dice_bce_loss.h.
-SLACK = 1 / 128
 _TILE = 1024  # elements
 #: Tiles that a program adds up in the computing dtype: few enough that float32 loses nothing to speak of.
 _MOST_STEPS = 8
@@ -97,7 +97,7 @@ def _inputs(
     constants = {
         "T": TRITON_DTYPE[accumulate],
         "HAS_IGNORE": ignore is not None,
-        "SLACK": SLACK if target.is_floating_point() else 0.0,
+        "SLACK": SOFT_LABEL_SLACK if target.is_floating_point() else 0.0,
         "FOCAL": focal_gamma != 0,
         "SQUARED": squared,
         "BLOCK_C": cut.block_c,
@@ -151,8 +151,10 @@ def statistics(
 
     overlap = empty((n, 3, c) if with_overlap else (0,), torch.float64)
     bce, bad_labels = empty((2,), torch.float64), empty((3,), torch.int64)
-    across = not coarse and given.logits.stride(2) != 1
-    bce_map = _empty(tuple(target.shape), given.accumulate, across, logits) if with_map else empty((0,), given.accumulate)
+    if with_map and not coarse:
+        bce_map = empty_like_pixels(logits, given.accumulate)
+    else:
+        bce_map = empty(tuple(target.shape) if with_map else (0,), given.accumulate)
     map_rows = as_rows(bce_map) if with_map else None
     partial_overlap = empty((n * cut.chunks, 3, c), given.accumulate) if with_overlap else None
     partial_bce = empty((given.programs, 2), given.accumulate)
@@ -183,7 +185,7 @@ def statistics(
         COARSE=coarse,
         ALIGN=bool(align_corners),
         # What a thread has of a full tile.
-        FOLD=1 if coarse or across else min(cut.block_p, _TILE // (32 * given.constants["num_warps"])),
+        FOLD=1 if coarse or given.logits.stride(2) != 1 else min(cut.block_p, _TILE // (32 * given.constants["num_warps"])),
         **given.constants,
     )
     # Entries side by side, programs in the other direction: enough loads in flight to sum a long column quickly.
@@ -235,7 +237,7 @@ def backward(
     coarse = align_corners is not None
     given = _inputs(logits, target, pos_weight, pixel_weight, ignore_index, focal_gamma, squared, coarse)
     n, c, pixels = given.logits.shape
-    grad_logits = _empty(tuple(logits.shape), logits.dtype, given.logits.stride(2) != 1, logits)
+    grad_logits = empty_like_pixels(logits)
     grad_rows = as_rows(grad_logits)
     tensors = (
         given.logits,
@@ -272,13 +274,6 @@ def _grid(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[int, int
     return width, h, w, linear_step(h, height, align_corners), linear_step(w, width, align_corners)
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, across: bool, like: Tensor) -> Tensor:
-    """[N, C, *spatial] without gaps, channels last if `across`."""
-    if across:
-        return torch.empty((shape[0], *shape[2:], shape[1]), dtype=dtype, device=like.device).movedim(-1, 1)
-    return torch.empty(shape, dtype=dtype, device=like.device)
-
-
 def _report(bad_labels: Tensor, target: Tensor, ignore_index: int | None, on_bad: int) -> None:
     if bad_labels.is_cuda:
         if _library.cuda_unavailable is None:
@@ -288,4 +283,5 @@ def _report(bad_labels: Tensor, target: Tensor, ignore_index: int | None, on_bad
     if on_bad == errors.COUNT:
         errors.count_bad_data(count)
     elif count:
-        raise RuntimeError(errors.describe_bad_labels(OP, count, position, label, list(target.shape), 2, ignore_index))
+        shape, soft = list(target.shape), target.is_floating_point()
+        raise RuntimeError(errors.describe_bad_probabilities(OP, count, position, label, shape, soft, ignore_index))

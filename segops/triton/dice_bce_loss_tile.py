@@ -82,10 +82,10 @@ def sigmoids(x):
 
 @triton.jit
 def cross_entropy(x, rest, t, q):
-    """q t softplus(-x) + (1 - t) softplus(x), where rest is log(1 + exp(-|x|))."""
-    return q * t * (tl.maximum(-x, 0.0, propagate_nan=tl.PropagateNan.ALL) + rest) + (1.0 - t) * (
-        tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) + rest
-    )
+    """q t softplus(-x) + (1 - t) softplus(x), where rest is log(1 + exp(-|x|)); NaN at minus infinity, as in torch."""
+    of_positive = tl.maximum(-x, 0.0, propagate_nan=tl.PropagateNan.ALL) + rest
+    of_negative = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) + rest
+    return tl.where(x == float("-inf"), float("nan"), q * t * of_positive + (1.0 - t) * of_negative)
 
 
 @triton.jit
@@ -110,9 +110,11 @@ def gradient(x, t, own, q, of_bce, of_i, of_p, focal_gamma, T: tl.constexpr, FOC
         r = missed(p, complement, t)
         factor = power(r, gamma)
         # factor / r is infinite at r = 0 for gamma < 1, its product with the derivative of r is not.
-        of_r = tl.where(r > 0, (1.0 - 2.0 * t) * (p * complement) / r, 0.0)
-        slope = factor * (slope + gamma.to(T) * of_r * cross_entropy(x, rest, t, q))
-    return of_bce * own * slope + (of_i * t + (2.0 * of_p * p if SQUARED else of_p)) * (p * complement)
+        of_r = (1.0 - 2.0 * t) * (p * complement) / r
+        slope = tl.where(r == 0, 0.0, factor * (slope + gamma.to(T) * of_r * cross_entropy(x, rest, t, q)))
+    # A term of weight zero is left out: its NaN goes no further.
+    slope = tl.where(of_bce == 0, 0.0, of_bce * own * slope)
+    return slope + (of_i * t + (2.0 * of_p * p if SQUARED else of_p)) * (p * complement)
 
 
 @triton.jit
