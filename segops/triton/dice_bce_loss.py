@@ -6,7 +6,6 @@ kernel adds them in a fixed order. The loss made of the sums is `dice_ce_loss_va
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +25,8 @@ from segops.triton.dice_bce_loss_tile import (
 from segops.triton.interpolate import lanes_per_input, linear_step
 
 OP = "dice_bce_loss"
-_TILE = 1024  # elements
+#: Elements of a tile. With neighbouring channels, half as many: the sums of each element stay with its thread.
+_TILE, _TILE_ACROSS = 1024, 512
 #: Tiles that a program adds up in the computing dtype: few enough that float32 loses nothing to speak of.
 _MOST_STEPS = 8
 #: Programs that fill a device; more of them only leave more sums to add.
@@ -43,12 +43,14 @@ class Plan(NamedTuple):
     steps: int
 
 
-def plan(shape: torch.Size | tuple[int, int, int], most_channels: int) -> Plan:
-    """The cut of [N, C, S], from its shape alone; of at most so many channels in a tile if pixels are enough to fill it."""
+def plan(shape: torch.Size | tuple[int, int, int], across: bool, coarse: bool = False) -> Plan:
+    """The cut of [N, C, S], from its shape alone: tiles of neighbouring channels (`across`) or pixels."""
     images, channels, pixels = shape
-    wide = min(_TILE, max(16, triton.next_power_of_2(max(pixels, 1))))
-    block_c = min(triton.next_power_of_2(channels), max(most_channels, _TILE // wide))
-    block_p = min(wide, _TILE // block_c)
+    tile = _TILE_ACROSS if across else _TILE
+    most_channels = 64 if across else 16 if coarse else 1  # where there are pixels enough to fill a tile with them
+    wide = min(tile, max(16, triton.next_power_of_2(max(pixels, 1))))
+    block_c = min(triton.next_power_of_2(channels), max(most_channels, tile // wide))
+    block_p = min(wide, tile // block_c)
     blocks_c, blocks = -(-channels // block_c), -(-pixels // block_p)
     steps = min(_MOST_STEPS, max(1, images * blocks_c * blocks // _ENOUGH_PROGRAMS))
     chunks = -(-blocks // steps)
@@ -91,7 +93,7 @@ def _inputs(
     labels = _rows_like(target.view(torch.uint8) if target.dtype == torch.bool else target, across)
     if pixel_weight is not None:
         pixel_weight = _rows_like(pixel_weight, across and pixel_weight.shape[1] > 1).expand(labels.shape)
-    cut = plan(labels.shape, 16 if coarse else 64 if across else 1)
+    cut = plan(labels.shape, across, coarse)
     accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
     ignore = _exact(ignore_index, torch.float64 if target.dtype == torch.float64 else torch.float32)
     constants = {
@@ -159,6 +161,7 @@ def statistics(
     partial_overlap = empty((n * cut.chunks, 3, c), given.accumulate) if with_overlap else None
     partial_bce = empty((given.programs, 2), given.accumulate)
     partial_bad = empty((given.programs, 2), torch.int64)
+    each = _TILE // (32 * given.constants["num_warps"])  # elements of a full tile that a thread has
     launch(
         dice_bce_loss_statistics_kernel,
         given.programs,
@@ -184,8 +187,7 @@ def statistics(
         focal_gamma,
         COARSE=coarse,
         ALIGN=bool(align_corners),
-        # What a thread has of a full tile.
-        FOLD=1 if coarse or given.logits.stride(2) != 1 else min(cut.block_p, _TILE // (32 * given.constants["num_warps"])),
+        FOLD=1 if coarse or given.logits.stride(2) != 1 else min(cut.block_p, each),
         **given.constants,
     )
     # Entries side by side, programs in the other direction: enough loads in flight to sum a long column quickly.
@@ -255,9 +257,10 @@ def backward(
         launch(dice_bce_loss_backward_kernel, given.programs, logits, *tensors, *sizes, **constants)
         return grad_logits
     width, h, w, *steps = _grid(logits, target, align_corners)
-    # A tile of pixels side by side, so many of them for each of as many coarse pixels as there is room for.
-    block_x = lanes_per_input(w, width, given.plan.block_p)
-    block_p = min(given.plan.block_p // block_x, triton.next_power_of_2(max(pixels, 1)))
+    # Pixels side by side, for as many coarse pixels as there is room for: a thread has the taps of two lanes at most.
+    lanes = min(given.plan.block_p, 512)
+    block_x = lanes_per_input(w, width, lanes)
+    block_p = min(lanes // block_x, triton.next_power_of_2(pixels))
     chunks = -(-pixels // block_p)
     constants = given.constants | {"BLOCK_P": block_p, "BLOCK_X": block_x, "ALIGN": align_corners}
     sizes = (c, target.shape[2], width, h, w, *strides, *steps, chunks, given.ignore, focal_gamma)

@@ -101,7 +101,9 @@ def power(x, exponent):
 
 
 @triton.jit
-def gradient(x, t, own, q, of_bce, of_i, of_p, focal_gamma, T: tl.constexpr, FOCAL: tl.constexpr, SQUARED: tl.constexpr):
+def gradient(
+    x, t, own, q, of_bce, of_i, of_p, focal_gamma, T: tl.constexpr, FOCAL: tl.constexpr, SQUARED: tl.constexpr
+):
     """Of the loss to a logit, from its derivatives with respect to the three sums."""
     p, complement, rest = sigmoids(x)
     slope = (1.0 - t) * p - q * t * complement
@@ -345,7 +347,7 @@ def dice_bce_loss_backward_kernel(
     BLOCK_P: tl.constexpr,
     INTERPRETING: tl.constexpr,
 ):
-    n, c, chunk, begin = _tile(channels, chunks, steps, BLOCK_C, BLOCK_P)
+    n, c, _chunk, begin = _tile(channels, chunks, steps, BLOCK_C, BLOCK_P)
     lanes = tl.arange(0, BLOCK_P)
     is_channel = (c < channels)[:, None]
     q = positive_weights(pos_weight, c, channels, T)

@@ -50,9 +50,7 @@ def compiled() -> Iterator[tuple[str, Callable[[], object]]]:
             if not prefix:
                 target = in_layout(target, layout)
             align = (False,) if prefix else ()
-            call = functools.partial(
-                both_ways, logits, target, None, None, 255, gamma, gamma != 0, False, align=align
-            )
+            call = functools.partial(both_ways, logits, target, None, None, 255, gamma, gamma != 0, False, align=align)
             yield f"{prefix}{dtype}, {label}, {channels} channels, {layout}, gamma {gamma:g}", call
 
 
