@@ -58,11 +58,7 @@ Pixels in_layout(const Tensor& t, bool planar) {
   if (planar) return as_pixels(torch::stable::contiguous(t));
   Tensor copy = empty_like_pixels(t, Pixels{t, 0, 0, 0, 0, 1, 0});
   torch::stable::copy_(copy, t);
-  Pixels copied = as_pixels(copy);
-  // The strides of a dimension of one element say nothing.
-  copied.stride_c = 1;
-  copied.stride_s = t.size(1);
-  return copied;
+  return as_pixels(copy);
 }
 
 // Owns the copies that the pointers in `in` may point into.
@@ -151,8 +147,8 @@ Sums statistics_of(const Inputs& inputs, const Tensor& logits, const Tensor& tar
   const int64_t n = inputs.in.batch, c = inputs.in.channels;
   Tensor overlap = empty(with_overlap ? std::vector<int64_t>{n, 3, c} : std::vector<int64_t>{0}, ScalarType::Double, logits);
   Tensor bce = empty({2}, ScalarType::Double, logits);
-  Tensor map = with_map ? empty_like_pixels(target, like, accumulation_type(logits))
-                        : empty({0}, accumulation_type(logits), logits);
+  Tensor map =
+      with_map ? empty_like_pixels(target, like, accumulation_type(logits)) : empty({0}, accumulation_type(logits), logits);
   Tensor errors = empty({kBadDataFields}, ScalarType::Long, logits);
 
   DiceBceLossStatistics p{};
