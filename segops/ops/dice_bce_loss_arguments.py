@@ -36,9 +36,10 @@ def check_tensors(logits: Tensor, target: Tensor, pos_weight: Tensor | None, pix
     spatial = tuple(target.shape[leading:])
     ones = (1,) * len(spatial)
     each = (channels,)
-    common.check_weights(
-        OP, logits, "pos_weight", pos_weight, each, (*each, *ones), (1, *each, *ones), (), (1,), (1, *ones)
-    )
+    if not (isinstance(pos_weight, Tensor) and pos_weight.numel() == 1):
+        common.check_weights(OP, logits, "pos_weight", pos_weight, each, (*each, *ones), (1, *each, *ones))
+    else:
+        common.check_weights(OP, logits, "pos_weight", pos_weight, tuple(pos_weight.shape))
     n = target.shape[0]
     common.check_weights(OP, logits, "pixel_weight", pixel_weight, (n, *spatial), (n, 1, *spatial), tuple(target.shape))
     return interpolate
