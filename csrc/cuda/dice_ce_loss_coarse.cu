@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kCoarseThreads, 1)
     bad_of_warp[warp] = bad;
   }
   SYNC_THREADS();
-  double* const out = partial.sums + blockIdx.x * (3 * in.classes + 2);
+  double* const out = partial.overlap + blockIdx.x * (3 * in.classes);
   for (int i = thread; p.loss.overlap && i < 3 * classes; i += threads) {
     double total = 0;
     for (int w = 0; w < plan.warps; ++w) total += all_sums[w * 3 * classes + i];
@@ -247,8 +247,8 @@ __global__ void __launch_bounds__(kCoarseThreads, 1)
       ce_of_warp[1] += ce_of_warp[2 * w + 1];
       bad = merge(bad, bad_of_warp[w]);
     }
-    out[3 * classes] = ce_of_warp[0];
-    out[3 * classes + 1] = ce_of_warp[1];
+    partial.ce[2 * blockIdx.x] = ce_of_warp[0];
+    partial.ce[2 * blockIdx.x + 1] = ce_of_warp[1];
     partial.bad[blockIdx.x] = bad;
   }
 }
@@ -272,7 +272,7 @@ cudaError_t forward(const DiceCeLossCoarseStatistics& p, const CoarsePlan& plan,
         plan.staged ? launch<T, true>(p, plan, partial, stream) : launch<T, false>(p, plan, partial, stream);
     if (error != cudaSuccess) return error;
   }
-  return combine(p.loss, plan.tiles(), partial, stream);
+  return combine(totals(p.loss), plan.tiles(), blocks, partial, stream);
 }
 
 }  // namespace
@@ -281,14 +281,13 @@ cudaError_t forward(const DiceCeLossCoarseStatistics& p, const CoarsePlan& plan,
 namespace segops::cuda {
 
 int64_t dice_ce_loss_coarse_scratch_bytes(const DiceCeLossCoarseStatistics& p) {
-  return p.loss.in.batch * dice_ce::CoarsePlan(p).tiles() *
-         ((3 * p.loss.in.classes + 2) * 8 + static_cast<int64_t>(sizeof(BadData)));
+  const int64_t tiles = p.loss.in.batch * dice_ce::CoarsePlan(p).tiles();
+  return dice_ce::Partial::bytes(tiles, p.loss.in.classes, tiles);
 }
 
 Failure dice_ce_loss_coarse_statistics(const DiceCeLossCoarseStatistics& p, void* scratch, void* stream) {
   const dice_ce::CoarsePlan plan(p);
-  BadData* const bad = static_cast<BadData*>(scratch);
-  const dice_ce::Partial partial{reinterpret_cast<double*>(bad + p.loss.in.batch * plan.tiles()), bad};
+  const dice_ce::Partial partial(scratch, p.loss.in.batch * plan.tiles());
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
   switch (p.loss.in.logits_dtype) {
     case Dtype::float32: return failure(dice_ce::forward<float>(p, plan, partial, queue));
