@@ -39,7 +39,8 @@ struct CoarsePlan {
     for (const auto& shape : kShapes) {
       cut(shape[0], shape[1]);
       while (p.loss.in.batch * tiles() < kEnough && rows > 8) cut(rows / 2, columns);
-      cells = classes * pitch_of(most_cells(p.coarse), element) * element;
+      const int64_t most = most_read(p.coarse.vertical, rows) * most_read(p.coarse.horizontal, columns);
+      cells = classes * pitch_of(most, element) * element;
       staged = cells <= kMostWindow;
       if (staged) break;
     }
@@ -52,21 +53,6 @@ struct CoarsePlan {
     parts.take(warps * of_warp);
     window = parts.take(staged ? cells : 0);
     bytes = parts.bytes;
-  }
-
- private:
-  // That any tile reads.
-  int64_t most_cells(const CoarseLogits& of) const {
-    const auto most = [](const LinearAxis& axis, int64_t extent) {
-      int64_t cells = 1;
-      for (int64_t begin = 0; begin < axis.out; begin += extent) {
-        const int64_t end = begin + extent < axis.out ? begin + extent : axis.out;
-        const int64_t read = linear_tap(axis, end - 1).high - linear_tap(axis, begin).low + 1;
-        cells = read > cells ? read : cells;
-      }
-      return cells;
-    };
-    return most(of.vertical, rows) * most(of.horizontal, columns);
   }
 };
 
@@ -90,7 +76,8 @@ __global__ void __launch_bounds__(kCoarseThreads, 1)
   DYNAMIC_SHARED(unsigned char, shared);
   double* const all_sums = reinterpret_cast<double*>(shared);
   double* const sums = all_sums + warp * 3 * classes;  // I, P, T of this warp; an entry belongs to one lane
-  const CoarseWindow<T, kStaged> window(p.coarse.planes, image, Cells::read_by(p.coarse, top, rows, left, columns),
+  const CoarseWindow<T, kStaged> window(p.coarse.planes, image, 0, classes,
+                                        Cells::read_by(p.coarse.vertical, p.coarse.horizontal, top, rows, left, columns),
                                         reinterpret_cast<T*>(shared + plan.window));
   for (int i = thread; i < plan.warps * 3 * classes; i += threads) all_sums[i] = 0;
   A weights = 0;

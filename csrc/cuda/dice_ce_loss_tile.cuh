@@ -40,16 +40,6 @@ inline Totals totals(const DiceCeLossStatistics& p) {
   return {p.in.batch, p.in.classes, p.overlap, p.ce, p.bad_labels};
 }
 
-// Offsets of parts of dynamic shared memory, each aligned to 16 bytes.
-struct Parts {
-  int bytes = 0;
-  SEGOPS_HOST_DEVICE int take(int64_t size) {
-    const int begin = bytes;
-    bytes += static_cast<int>((size + 15) / 16 * 16);
-    return begin;
-  }
-};
-
 // How the logits may be read and their gradient written, decided once a launch.
 struct Access {
   uint32_t zero;  // 0, see Held::forget

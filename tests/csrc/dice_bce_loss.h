@@ -56,4 +56,16 @@ inline segops::Elements elements_of(const Image& image) {
   return {p.data, p.stride_n, p.stride_c, p.stride_w};
 }
 
+inline void compare_bad(Differences& differences, const segops::BadData& found, const segops::BadData& expected) {
+  const auto same = [&](const char* what, int64_t is, int64_t should) {
+    if (is != should)
+      differences.fail("bad_labels: " + std::string(what) + " " + std::to_string(is) + ", expected " +
+                       std::to_string(should));
+  };
+  same("count", found.count, expected.count);
+  if (expected.count == 0) return;
+  same("position", found.position, expected.position);
+  same("value", found.value, expected.value);
+}
+
 }  // namespace driver

@@ -132,16 +132,7 @@ class Run {
     for (int i = 0; i < 2; ++i)
       differences_.compare("bce", i, bce.as<double>()[i], static_cast<double>(expected_bce[i]), tolerance);
     if (c_.map) map.compare(differences_, expected_map, tolerance);
-    const BadData& found = *bad.as<BadData>();
-    const auto same = [&](int field, int64_t is, int64_t should) {
-      if (is != should)
-        differences_.fail("bad_labels[" + std::to_string(field) + "] is " + std::to_string(is) + ", expected " +
-                          std::to_string(should));
-    };
-    same(0, found.count, expected_bad_.count);
-    if (expected_bad_.count == 0) return;
-    same(1, found.position, expected_bad_.position);
-    same(2, found.value, expected_bad_.value);
+    driver::compare_bad(differences_, *bad.as<BadData>(), expected_bad_);
   }
 
   void backward() {
