@@ -1,0 +1,254 @@
+// What dice_bce_loss does with the tiles of a block, forward and backward, and how the sums of pieces of the tensor become
+// those of its images and channels. Shared by the kernels for logits of the target's size and for coarse logits.
+#pragma once
+#include "dice_bce_loss_block.h"
+
+namespace segops::SEGOPS_ISA {
+
+template <class V, int kWidth>
+SEGOPS_INLINE V sum_of(const V (&v)[kWidth]) {
+  static_assert(kWidth == 1 || kWidth == 2 || kWidth == 4);
+  if constexpr (kWidth == 1) return v[0];
+  if constexpr (kWidth == 2) return v[0] + v[1];
+  if constexpr (kWidth == 4) return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
+template <class T>
+double sum_of_vector(Vec<T, kNativeLanes<T>> v) {
+  constexpr int kLanes = kNativeLanes<T>;
+  T lanes[kLanes];
+  store<kLanes>(lanes, v);
+  return static_cast<double>(sum_of_lanes<T, kLanes>(lanes));
+}
+
+// The constants and the overlap sums of a run of one channel, in tiles of `kVectors` vectors.
+template <class T, int kVectors = kTile<T>>
+struct OneChannel {
+  static constexpr int kLanes = kNativeLanes<T>, kWidth = kVectors;
+  using V = Vec<T, kLanes>;
+  T positive, grad_i, grad_p;
+  V i, p, t;
+
+  explicit OneChannel(T weight, T gi = 0, T gp = 0) : positive(weight), grad_i(gi), grad_p(gp), i{}, p{}, t{} {}
+
+  SEGOPS_MEMBER void constants(V (&weight)[kWidth]) const {
+    for (int k = 0; k < kWidth; ++k) weight[k] = broadcast<kLanes, T>(positive);
+  }
+  SEGOPS_MEMBER void derivatives(V (&of_i)[kWidth], V (&of_p)[kWidth]) const {
+    for (int k = 0; k < kWidth; ++k) {
+      of_i[k] = broadcast<kLanes, T>(grad_i);
+      of_p[k] = broadcast<kLanes, T>(grad_p);
+    }
+  }
+  SEGOPS_MEMBER void add(const V (&product)[kWidth], const V (&prob)[kWidth], const V (&truth)[kWidth]) {
+    i += sum_of(product);
+    p += sum_of(prob);
+    t += sum_of(truth);
+  }
+  SEGOPS_MEMBER void next() {}
+
+  // Moves the sums of a block to [3].
+  void flush(double* sums) {
+    sums[0] += sum_of_vector<T>(i);
+    sums[1] += sum_of_vector<T>(p);
+    sums[2] += sum_of_vector<T>(t);
+    i = p = t = V{};
+  }
+};
+
+// Those of a run of all channels: vectors in which channels come in an order that repeats.
+template <class T>
+struct EachChannel {
+  static constexpr int kLanes = kNativeLanes<T>, kWidth = 1;
+  static constexpr int kTables = 6;
+  using V = Vec<T, kLanes>;
+  int64_t channels, period;  // of vectors
+  T *positive, *grad_i, *grad_p;
+  T *i, *p, *t;
+  int64_t at;
+
+  // Pixels until the order repeats.
+  static int64_t pixels_in_period(int64_t channels) {
+    int64_t pixels = 1;
+    while (pixels * channels % kLanes) pixels *= 2;
+    return pixels;
+  }
+  static int64_t bytes(int64_t channels) {
+    return (kTables * pixels_in_period(channels) * channels * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+  }
+
+  EachChannel(char* memory, int64_t c) : channels(c), period(pixels_in_period(c) * c / kLanes), at(0) {
+    T** const tables[kTables] = {&positive, &grad_i, &grad_p, &i, &p, &t};
+    for (int k = 0; k < kTables; ++k) *tables[k] = reinterpret_cast<T*>(memory) + k * period * kLanes;
+    __builtin_memset(i, 0, static_cast<size_t>(3 * period * kLanes) * sizeof(T));
+  }
+
+  void fill(T* row, const double* of_channel, T otherwise) const {
+    for (int64_t k = 0; k < period * kLanes; ++k) row[k] = of_channel ? static_cast<T>(of_channel[k % channels]) : otherwise;
+  }
+
+  SEGOPS_MEMBER void constants(V (&weight)[1]) const { weight[0] = load<kLanes, T>(positive + at); }
+  SEGOPS_MEMBER void derivatives(V (&of_i)[1], V (&of_p)[1]) const {
+    of_i[0] = load<kLanes, T>(grad_i + at);
+    of_p[0] = load<kLanes, T>(grad_p + at);
+  }
+  SEGOPS_MEMBER void add(const V (&product)[1], const V (&prob)[1], const V (&truth)[1]) {
+    store<kLanes>(i + at, load<kLanes, T>(i + at) + product[0]);
+    store<kLanes>(p + at, load<kLanes, T>(p + at) + prob[0]);
+    store<kLanes>(t + at, load<kLanes, T>(t + at) + truth[0]);
+  }
+  SEGOPS_MEMBER void next() {
+    at += kLanes;
+    if (at == period * kLanes) at = 0;
+  }
+
+  // Moves the sums of a block, which begins with channel 0, to [3, channels].
+  void flush(double* sums) {
+    const T* const rows[] = {i, p, t};
+    for (int row = 0; row < 3; ++row)
+      for (int64_t k = 0, c = 0; k < period * kLanes; ++k, c = c + 1 < channels ? c + 1 : 0)
+        sums[row * channels + c] += static_cast<double>(rows[row][k]);
+    __builtin_memset(i, 0, static_cast<size_t>(3 * period * kLanes) * sizeof(T));
+    at = 0;
+  }
+};
+
+template <bool kValue>
+struct Flag {
+  static constexpr bool value = kValue;
+};
+
+// Calls body with the flags as types.
+template <class Body>
+SEGOPS_INLINE void with_flags(bool focal, bool masked, const Body& body) {
+  if (focal)
+    masked ? body(Flag<true>{}, Flag<true>{}) : body(Flag<true>{}, Flag<false>{});
+  else
+    masked ? body(Flag<false>{}, Flag<true>{}) : body(Flag<false>{}, Flag<false>{});
+}
+
+// Adds a block's elements to the overlap sums and to those of the cross-entropy; their losses go to `map`, if there is one.
+template <bool kFocal, bool kMasked, class T, class X, class Channels>
+void add_block(const Block<T>& block, const X& x, const Terms<T>& terms, Channels& channels, double* bce, T* map) {
+  constexpr int kLanes = kNativeLanes<T>, kWidth = Channels::kWidth;
+  using V = Vec<T, kLanes>;
+  using D = Vec<double, kLanes>;
+  const Block<T> b = block;  // copies, as what is stored might be these themselves for all the compiler knows
+  const Terms<T> own = terms;
+  Channels sums = channels;
+  // In double: where all elements have the same loss, as at the start of a training, float additions all round the same way.
+  D loss_sum{}, weight_sum{};
+  for (int64_t i = 0; i < b.padded; i += kWidth * kLanes) {
+    V v[kWidth], label[kWidth], positive[kWidth], loss[kWidth], product[kWidth], prob[kWidth];
+    for (int k = 0; k < kWidth; ++k) v[k] = x.template at<kLanes, T>(0, i + k * kLanes);
+    for (int k = 0; k < kWidth; ++k) label[k] = load<kLanes, T>(b.label + i + k * kLanes);
+    sums.constants(positive);
+    const Sigmoid<T, kLanes, kWidth> sigmoid(v);
+    loss_tile<kFocal>(own, sigmoid, v, label, positive, loss);
+    for (int k = 0; k < kWidth; ++k) prob[k] = sigmoid.p[k];
+    if constexpr (kMasked) {
+      V weight[kWidth];
+      for (int k = 0; k < kWidth; ++k) {
+        const auto valid = label[k] >= T(kLeastLabel);
+        weight[k] = valid ? load<kLanes, T>(b.weight + i + k * kLanes) : V{};
+        loss[k] = valid ? loss[k] * weight[k] : V{};
+        prob[k] = valid ? prob[k] : V{};
+        label[k] = valid ? label[k] : V{};
+      }
+      weight_sum += __builtin_convertvector(sum_of(weight), D);
+    }
+    if (map)
+      for (int k = 0; k < kWidth; ++k) store<kLanes>(map + i + k * kLanes, loss[k]);
+    loss_sum += __builtin_convertvector(sum_of(loss), D);
+    for (int k = 0; k < kWidth; ++k) {
+      product[k] = prob[k] * label[k];
+      prob[k] *= own.linear + own.square * prob[k];
+      label[k] *= own.linear + own.square * label[k];
+    }
+    sums.add(product, prob, label);
+    sums.next();
+  }
+  channels = sums;
+  double lanes[kLanes];
+  store<kLanes>(lanes, loss_sum);
+  bce[0] += sum_of_lanes<double, kLanes>(lanes);
+  store<kLanes>(lanes, weight_sum);
+  bce[1] += kMasked ? sum_of_lanes<double, kLanes>(lanes) : static_cast<double>(b.padded);
+}
+
+// The gradient of the logits v of a tile, whose elements are i and those beside it. grad_bce: derivative with respect to the
+// sum of losses.
+template <bool kFocal, bool kMasked, class T, class Channels>
+SEGOPS_INLINE void gradient_tile(const Block<T>& b, int64_t i, const Terms<T>& terms, T grad_bce, const Channels& channels,
+                                 Vec<T, kNativeLanes<T>> (&v)[Channels::kWidth]) {
+  constexpr int kLanes = kNativeLanes<T>, kWidth = Channels::kWidth;
+  using V = Vec<T, kLanes>;
+  V label[kWidth], positive[kWidth], grad_i[kWidth], grad_p[kWidth], slope[kWidth];
+  for (int k = 0; k < kWidth; ++k) label[k] = load<kLanes, T>(b.label + i + k * kLanes);
+  channels.constants(positive);
+  channels.derivatives(grad_i, grad_p);
+  const Sigmoid<T, kLanes, kWidth> sigmoid(v);
+  slope_tile<kFocal>(terms, sigmoid, v, label, positive, slope);
+  for (int k = 0; k < kWidth; ++k) {
+    const V of_p = grad_i[k] * label[k] + grad_p[k] * (terms.linear + 2 * terms.square * sigmoid.p[k]);
+    if constexpr (kMasked) slope[k] *= load<kLanes, T>(b.weight + i + k * kLanes);
+    v[k] = grad_bce * slope[k] + of_p * sigmoid.pq[k];
+    if constexpr (kMasked) v[k] = label[k] >= T(kLeastLabel) ? v[k] : V{};
+  }
+}
+
+// The sums of every piece of the tensor, and their reduction in the order of the pieces. A group is an image's channel, or
+// all `channels` of an image; it has `parts` pieces.
+class Partials {
+ public:
+  Partials(const DiceBceLossStatistics& params, int64_t channels, int64_t parts)
+      : p_(params),
+        channels_(channels),
+        parts_(parts),
+        pieces_(params.in.batch * params.in.channels / channels * parts),
+        sums_(pieces_ * fields() * 8),
+        bad_(pieces_ * static_cast<int64_t>(sizeof(BadData))) {}
+
+  bool allocated() const { return sums_.data && bad_.data; }
+  double* overlap_of(int64_t piece) const { return reinterpret_cast<double*>(sums_.data) + piece * fields(); }
+  double* bce_of(int64_t piece) const { return overlap_of(piece) + 3 * channels_; }
+  BadData* bad_of(int64_t piece) const { return reinterpret_cast<BadData*>(bad_.data) + piece; }
+
+  void reduce() const {
+    const int64_t all = p_.in.channels, groups = all / channels_;
+    if (p_.overlap) __builtin_memset(p_.overlap, 0, static_cast<size_t>(p_.in.batch * 3 * all) * sizeof(double));
+    p_.bce[0] = p_.bce[1] = 0;
+    *p_.bad_labels = BadData{0, 0, 0};
+    for (int64_t piece = 0; piece < pieces_; ++piece) {
+      const int64_t group = piece / parts_, n = group / groups, c = group % groups * channels_;
+      for (int64_t k = 0; p_.overlap && k < 3; ++k)
+        for (int64_t j = 0; j < channels_; ++j)
+          p_.overlap[(n * 3 + k) * all + c + j] += overlap_of(piece)[k * channels_ + j];
+      p_.bce[0] += bce_of(piece)[0];
+      p_.bce[1] += bce_of(piece)[1];
+      note_bad(*p_.bad_labels, *bad_of(piece));
+    }
+  }
+
+ private:
+  int64_t fields() const { return 3 * channels_ + 2; }
+
+  const DiceBceLossStatistics& p_;
+  const int64_t channels_, parts_, pieces_;
+  const Memory sums_, bad_;
+};
+
+// The constants of one channel of an image, and the derivatives that its gradient starts from.
+template <class T, int kVectors = kTile<T>>
+OneChannel<T, kVectors> channel_of(const DiceBceLossInputs& in, int64_t n, int64_t c, const double* grad_overlap) {
+  const double* const grad = grad_overlap ? grad_overlap + n * 3 * in.channels + c : nullptr;
+  return OneChannel<T, kVectors>(static_cast<T>(in.pos_weight ? in.pos_weight[c] : 1.), static_cast<T>(grad ? grad[0] : 0.),
+                                 static_cast<T>(grad ? grad[in.channels] : 0.));
+}
+
+inline bool is_small(const DiceBceLossInputs& in) {
+  constexpr int64_t kSerialElements = 1 << 15;
+  return in.batch * in.channels * in.pixels < kSerialElements;
+}
+
+}  // namespace segops::SEGOPS_ISA
