@@ -1,13 +1,18 @@
-// Runs the CUDA kernels of dice_bce_loss on the host execution and compares them with its definition.
+// Runs the CUDA kernels of dice_bce_loss on the host execution, then its CPU kernels, and compares both with its definition.
 //
 // The logits of ignored elements are NaN.
 #include "dice_bce_loss.h"
+
+namespace segops {
+Status dice_bce_loss_statistics(const DiceBceLossStatistics&, const Parallel&);
+Status dice_bce_loss_backward(const DiceBceLossBackward&, const Parallel&);
+}  // namespace segops
 
 namespace {
 
 using namespace segops;
 using driver::Buffer, driver::Definition, driver::Exact, driver::Image, driver::Labels, driver::Layout, driver::Tolerance,
-    driver::elements_of, driver::kExact, driver::kNan;
+    driver::elements_of, driver::kExact, driver::kNan, driver::kSerial;
 
 struct Case {
   explicit Case(const driver::Case& of)
@@ -56,9 +61,12 @@ class Run {
   }
 
   std::string operator()() {
-    statistics();
-    if (differences_.none()) backward();
-    return differences_.first;
+    for (const bool on_cpu : {false, true}) {
+      on_cpu_ = on_cpu;
+      if (differences_.none()) statistics();
+      if (differences_.none()) backward();
+    }
+    return differences_.first.empty() || !on_cpu_ ? differences_.first : "CPU: " + differences_.first;
   }
 
  private:
@@ -108,7 +116,10 @@ class Run {
     p.map_stride_n = of_map.stride_n, p.map_stride_c = of_map.stride_c, p.map_stride_s = of_map.stride_s;
     p.bad_labels = bad.as<BadData>();
     const Buffer scratch("scratch", cuda::dice_bce_loss_scratch_bytes(p), true);
-    differences_.check(cuda::dice_bce_loss_statistics(p, scratch.data(), nullptr), "statistics");
+    if (!on_cpu_)
+      differences_.check(cuda::dice_bce_loss_statistics(p, scratch.data(), nullptr), "statistics");
+    else if (dice_bce_loss_statistics(p, kSerial) != Status::ok)
+      std::abort();
     if (!differences_.none()) return;
 
     std::vector<Exact> expected(static_cast<size_t>(sums), 0);
@@ -147,7 +158,10 @@ class Run {
     const Elements of_grad = elements_of(grad);
     p.grad_logits = grad.planes().data;
     p.grad_stride_n = of_grad.stride_n, p.grad_stride_c = of_grad.stride_c, p.grad_stride_s = of_grad.stride_s;
-    differences_.check(cuda::dice_bce_loss_backward(p, nullptr), "backward");
+    if (!on_cpu_)
+      differences_.check(cuda::dice_bce_loss_backward(p, nullptr), "backward");
+    else if (dice_bce_loss_backward(p, kSerial) != Status::ok)
+      std::abort();
     if (!differences_.none()) return;
 
     expected.fill([&](int64_t i) {
@@ -172,6 +186,7 @@ class Run {
   DiceBceLossInputs in_{};
   BadData expected_bad_{0, 0, 0};
   driver::Differences differences_;
+  bool on_cpu_ = false;
 };
 
 std::string run(const driver::Case& of) { return Run(Case(of))(); }

@@ -1,12 +1,17 @@
-// Runs the CUDA kernels of dice_bce_loss for coarse logits on the host execution, and compares them with its definition on
-// logits that are interpolated here; the gradient goes back through the transpose.
+// Runs the CUDA kernels of dice_bce_loss for coarse logits on the host execution, then its CPU kernels, and compares both
+// with its definition on logits that are interpolated here; the gradient goes back through the transpose.
 #include "dice_bce_loss.h"
+
+namespace segops {
+Status dice_bce_loss_coarse_statistics(const DiceBceLossCoarseStatistics&, const Parallel&);
+Status dice_bce_loss_coarse_backward(const DiceBceLossCoarseBackward&, const Parallel&);
+}  // namespace segops
 
 namespace {
 
 using namespace segops;
 using driver::Buffer, driver::Definition, driver::Exact, driver::Image, driver::Labels, driver::Layout, driver::Tolerance,
-    driver::elements_of, driver::kNan;
+    driver::elements_of, driver::kNan, driver::kSerial;
 
 struct Case {
   explicit Case(const driver::Case& of)
@@ -63,9 +68,12 @@ class Run {
   }
 
   std::string operator()() {
-    statistics();
-    if (differences_.none()) backward();
-    return differences_.first;
+    for (const bool on_cpu : {false, true}) {
+      on_cpu_ = on_cpu;
+      if (differences_.none()) statistics();
+      if (differences_.none()) backward();
+    }
+    return differences_.first.empty() || !on_cpu_ ? differences_.first : "CPU: " + differences_.first;
   }
 
  private:
@@ -126,7 +134,10 @@ class Run {
     p.loss.map_stride_n = of_map.stride_n, p.loss.map_stride_c = of_map.stride_c, p.loss.map_stride_s = of_map.stride_s;
     p.loss.bad_labels = bad.as<BadData>();
     const Buffer scratch("scratch", cuda::dice_bce_loss_coarse_scratch_bytes(p), true);
-    differences_.check(cuda::dice_bce_loss_coarse_statistics(p, scratch.data(), nullptr), "statistics");
+    if (!on_cpu_)
+      differences_.check(cuda::dice_bce_loss_coarse_statistics(p, scratch.data(), nullptr), "statistics");
+    else if (dice_bce_loss_coarse_statistics(p, kSerial) != Status::ok)
+      std::abort();
     if (!differences_.none()) return;
 
     std::vector<Exact> expected(static_cast<size_t>(sums), 0);
@@ -164,7 +175,10 @@ class Run {
     p.loss.in = in_;
     p.loss.grad_overlap = c_.overlap ? grad_overlap.as<double>() : nullptr;
     p.loss.grad_bce = c_.bce ? grad_bce.as<double>() : nullptr;
-    differences_.check(cuda::dice_bce_loss_coarse_backward(p, nullptr), "backward");
+    if (!on_cpu_)
+      differences_.check(cuda::dice_bce_loss_coarse_backward(p, nullptr), "backward");
+    else if (dice_bce_loss_coarse_backward(p, kSerial) != Status::ok)
+      std::abort();
     if (!differences_.none()) return;
 
     std::vector<Exact> sums(static_cast<size_t>(grad.count()), 0);
@@ -201,6 +215,7 @@ class Run {
   DiceBceLossInputs in_{};
   BadData expected_bad_{0, 0, 0};
   driver::Differences differences_;
+  bool on_cpu_ = false;
 };
 
 std::string run(const driver::Case& of) { return Run(Case(of))(); }

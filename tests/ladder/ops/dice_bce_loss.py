@@ -7,7 +7,7 @@ from tests.ladder.ops import dice_bce_loss_cases as cases
 
 OPERATOR = Operator(
     name="dice_bce_loss",
-    cpu=(),
+    cpu=("dice_bce_loss.cpp",),
     cuda=("dice_bce_loss.cu", "dice_bce_loss_backward.cu", "dice_ce_loss_combine.cu"),
     cases={"templates": cases.every_template(), "places": cases.every_place(), "nothing": cases.nothing()},
     large=cases.several_images_of_several_chunks(),

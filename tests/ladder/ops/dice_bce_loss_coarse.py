@@ -58,7 +58,7 @@ LARGE = [
 
 OPERATOR = Operator(
     name="dice_bce_loss_coarse",
-    cpu=(),
+    cpu=("dice_bce_loss_coarse.cpp",),
     cuda=("dice_bce_loss_coarse.cu", "dice_bce_loss_coarse_backward.cu", "dice_ce_loss_combine.cu"),
     cases={"options": every_option(), "nothing": [case(n=0, map=1)]},
     large={"several tiles and pieces": LARGE},
