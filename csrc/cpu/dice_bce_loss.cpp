@@ -24,11 +24,11 @@ struct Plan {
   explicit Plan(const DiceBceLossInputs& in) {
     constexpr int64_t kBlock = 1024, kPiece = 4096, kMostParts = 64;
     channels = across_channels(in) ? in.channels : 1;
-    tile = channels > 1 ? kNativeLanes<T> : kTileElements<T>;
+    tile = kTileElements<T>;
     block_pixels = kBlock;
-    if (channels > 1) {  // each block begins with channel 0 in lane 0
-      const int64_t period = EachChannel<T>::pixels_in_period(channels), most = kBlock / (period * channels);
-      block_pixels = period * (most > 0 ? most : 1);
+    if (channels > 1) {  // whole tiles that begin with channel 0
+      const int64_t least = EachChannel<T>::pixels_to(channels, tile), most = kBlock / (least * channels);
+      block_pixels = least * (most > 0 ? most : 1);
     }
     parts = in.pixels * channels / kPiece;
     parts = parts < 1 ? 1 : parts > kMostParts ? kMostParts : parts;
@@ -103,9 +103,10 @@ void add_piece(const DiceBceLossStatistics& params, const Plan<T>& plan, int64_t
         add_block<decltype(focal)::value, decltype(masked)::value>(b, x, terms, channels, bce, losses);
       });
     });
-    channels.flush(partials.overlap_of(piece));
+    channels.end_block();
     if (map && !in_place) write_row(b.result, r, to, map);
   });
+  channels.end_piece(partials.overlap_of(piece));
 }
 
 template <class T, class In>

@@ -53,11 +53,28 @@ SEGOPS_INLINE Vec<T, kLanes> load_as(const From* from) {
   }
 }
 
+// A run's elements to a row, from planes of one channel each: labels beside logits whose channels are last.
+template <class T, class From>
+void read_planes(const From* data, const Run& r, const Place& at, T* row) {
+  constexpr int kLanes = kNativeLanes<T>;
+  const int64_t pixels = r.size / r.channels;
+  for (int64_t c = 0; c < r.channels; ++c) {
+    const From* const plane = data + at.first + c * at.stride_c;
+    int64_t s = 0;
+    for (; s + kLanes <= pixels; s += kLanes) {
+      const Vec<T, kLanes> v = load_as<kLanes, T>(plane + s);
+      for (int l = 0; l < kLanes; ++l) row[(s + l) * r.channels + c] = v[l];
+    }
+    for (; s < pixels; ++s) row[s * r.channels + c] = load_as<1, T>(plane + s)[0];
+  }
+}
+
 // A run's elements to a row.
 template <class T, class From>
 void read_row(const From* data, const Run& r, const Place& at, T* row) {
   constexpr int kLanes = kNativeLanes<T>;
   int64_t i = 0;
+  if (!at.contiguous && at.stride_s == 1) return read_planes(data, r, at, row);
   if (!at.contiguous)
     return for_each_element(r, at, [&](int64_t k, int64_t offset) { row[k] = load_as<1, T>(data + offset)[0]; });
   for (; i + kLanes <= r.size; i += kLanes) store<kLanes>(row + i, load_as<kLanes, T>(data + at.first + i));

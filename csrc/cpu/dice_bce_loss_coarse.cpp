@@ -88,9 +88,10 @@ Status run_statistics(const DiceBceLossCoarseStatistics& params, const Parallel&
           const Run run = tile.run(k);
           if (map) write_row(part.result, run, Place(p.map_stride_n, p.map_stride_c, p.map_stride_s, run), map);
         }
-        channel.flush(partials.overlap_of(item));
+        channel.end_block();
       }
     }
+    channel.end_piece(partials.overlap_of(item));
   });
   partials.reduce();
   return Status::ok;

@@ -27,9 +27,10 @@ struct OneChannel {
   static constexpr int kLanes = kNativeLanes<T>, kWidth = kVectors;
   using V = Vec<T, kLanes>;
   T positive, grad_i, grad_p;
-  V i, p, t;
+  V i, p, t;         // of a block
+  double totals[3];  // of the blocks before
 
-  explicit OneChannel(T weight, T gi = 0, T gp = 0) : positive(weight), grad_i(gi), grad_p(gp), i{}, p{}, t{} {}
+  explicit OneChannel(T weight, T gi = 0, T gp = 0) : positive(weight), grad_i(gi), grad_p(gp), i{}, p{}, t{}, totals{} {}
 
   SEGOPS_MEMBER void constants(V (&weight)[kWidth]) const {
     for (int k = 0; k < kWidth; ++k) weight[k] = broadcast<kLanes, T>(positive);
@@ -47,69 +48,98 @@ struct OneChannel {
   }
   SEGOPS_MEMBER void next() {}
 
-  // Moves the sums of a block to [3].
-  void flush(double* sums) {
-    sums[0] += sum_of_vector<T>(i);
-    sums[1] += sum_of_vector<T>(p);
-    sums[2] += sum_of_vector<T>(t);
+  // Ends a block; then a piece, whose sums are added to [3].
+  void end_block() {
+    totals[0] += sum_of_vector<T>(i);
+    totals[1] += sum_of_vector<T>(p);
+    totals[2] += sum_of_vector<T>(t);
     i = p = t = V{};
+  }
+  void end_piece(double* sums) {
+    for (int row = 0; row < 3; ++row) sums[row] += totals[row];
+    totals[0] = totals[1] = totals[2] = 0;
   }
 };
 
-// Those of a run of all channels: vectors in which channels come in an order that repeats.
+// Those of a run of all channels: vectors in which channels come in an order that repeats after `period` vectors. A tile may
+// begin with any of them, so tables go on for what a tile needs beyond the last.
 template <class T>
 struct EachChannel {
-  static constexpr int kLanes = kNativeLanes<T>, kWidth = 1;
+  static constexpr int kLanes = kNativeLanes<T>, kWidth = kTile<T>;
   static constexpr int kTables = 6;
   using V = Vec<T, kLanes>;
-  int64_t channels, period;  // of vectors
+  int64_t channels, period, size;  // size: elements of a table
   T *positive, *grad_i, *grad_p;
-  T *i, *p, *t;
-  int64_t at;
+  T *i, *p, *t;    // of a block
+  double* totals;  // of the blocks before: those three one after the other
+  int64_t at;      // element of the tables that the tile begins with
 
-  // Pixels until the order repeats.
-  static int64_t pixels_in_period(int64_t channels) {
+  // Pixels until `elements` elements end with the last channel.
+  static int64_t pixels_to(int64_t channels, int64_t elements) {
     int64_t pixels = 1;
-    while (pixels * channels % kLanes) pixels *= 2;
+    while (pixels * channels % elements) pixels *= 2;
     return pixels;
   }
+  static int64_t size_of(int64_t channels) { return pixels_to(channels, kLanes) * channels + (kWidth - 1) * kLanes; }
   static int64_t bytes(int64_t channels) {
-    return (kTables * pixels_in_period(channels) * channels * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    const int64_t each = kTables * static_cast<int64_t>(sizeof(T)) + 3 * static_cast<int64_t>(sizeof(double));
+    return (size_of(channels) * each + 63) / 64 * 64;
   }
 
-  EachChannel(char* memory, int64_t c) : channels(c), period(pixels_in_period(c) * c / kLanes), at(0) {
+  EachChannel(char* memory, int64_t c) : channels(c), period(pixels_to(c, kLanes) * c / kLanes), size(size_of(c)), at(0) {
     T** const tables[kTables] = {&positive, &grad_i, &grad_p, &i, &p, &t};
-    for (int k = 0; k < kTables; ++k) *tables[k] = reinterpret_cast<T*>(memory) + k * period * kLanes;
-    __builtin_memset(i, 0, static_cast<size_t>(3 * period * kLanes) * sizeof(T));
+    for (int k = 0; k < kTables; ++k) *tables[k] = reinterpret_cast<T*>(memory) + k * size;
+    totals = reinterpret_cast<double*>(t + size);
+    __builtin_memset(i, 0, static_cast<size_t>(3 * size) * sizeof(T));
+    __builtin_memset(totals, 0, static_cast<size_t>(3 * size) * sizeof(double));
   }
 
-  void fill(T* row, const double* of_channel, T otherwise) const {
-    for (int64_t k = 0; k < period * kLanes; ++k) row[k] = of_channel ? static_cast<T>(of_channel[k % channels]) : otherwise;
+  void fill(T* table, const double* of_channel, T otherwise) const {
+    for (int64_t k = 0, c = 0; k < size; ++k, c = c + 1 < channels ? c + 1 : 0)
+      table[k] = of_channel ? static_cast<T>(of_channel[c]) : otherwise;
   }
 
-  SEGOPS_MEMBER void constants(V (&weight)[1]) const { weight[0] = load<kLanes, T>(positive + at); }
-  SEGOPS_MEMBER void derivatives(V (&of_i)[1], V (&of_p)[1]) const {
-    of_i[0] = load<kLanes, T>(grad_i + at);
-    of_p[0] = load<kLanes, T>(grad_p + at);
+  SEGOPS_MEMBER void constants(V (&weight)[kWidth]) const { read(positive, weight); }
+  SEGOPS_MEMBER void derivatives(V (&of_i)[kWidth], V (&of_p)[kWidth]) const {
+    read(grad_i, of_i);
+    read(grad_p, of_p);
   }
-  SEGOPS_MEMBER void add(const V (&product)[1], const V (&prob)[1], const V (&truth)[1]) {
-    store<kLanes>(i + at, load<kLanes, T>(i + at) + product[0]);
-    store<kLanes>(p + at, load<kLanes, T>(p + at) + prob[0]);
-    store<kLanes>(t + at, load<kLanes, T>(t + at) + truth[0]);
+  SEGOPS_MEMBER void add(const V (&product)[kWidth], const V (&prob)[kWidth], const V (&truth)[kWidth]) {
+    add_to(i, product);
+    add_to(p, prob);
+    add_to(t, truth);
   }
   SEGOPS_MEMBER void next() {
-    at += kLanes;
-    if (at == period * kLanes) at = 0;
+    at += kWidth * kLanes;
+    while (at >= period * kLanes) at -= period * kLanes;
   }
 
-  // Moves the sums of a block, which begins with channel 0, to [3, channels].
-  void flush(double* sums) {
-    const T* const rows[] = {i, p, t};
-    for (int row = 0; row < 3; ++row)
-      for (int64_t k = 0, c = 0; k < period * kLanes; ++k, c = c + 1 < channels ? c + 1 : 0)
-        sums[row * channels + c] += static_cast<double>(rows[row][k]);
-    __builtin_memset(i, 0, static_cast<size_t>(3 * period * kLanes) * sizeof(T));
+  // Ends a block, which began with channel 0; then a piece, whose sums are added to [3, channels].
+  void end_block() {
+    using D = Vec<double, kLanes>;
+    const V none{};
+    for (int64_t k = 0; k < 3 * size; k += kLanes) {
+      store<kLanes>(totals + k, load<kLanes, double>(totals + k) + __builtin_convertvector(load<kLanes, T>(i + k), D));
+      store<kLanes>(i + k, none);
+    }
     at = 0;
+  }
+  void end_piece(double* sums) {
+    const double* total = totals;
+    for (int row = 0; row < 3; ++row)
+      for (int64_t k = 0, c = 0; k < size; ++k, c = c + 1 < channels ? c + 1 : 0) sums[row * channels + c] += *total++;
+    __builtin_memset(totals, 0, static_cast<size_t>(3 * size) * sizeof(double));
+  }
+
+ private:
+  SEGOPS_MEMBER void read(const T* table, V (&to)[kWidth]) const {
+    for (int k = 0; k < kWidth; ++k) to[k] = load<kLanes, T>(table + at + k * kLanes);
+  }
+  SEGOPS_MEMBER void add_to(T* table, const V (&more)[kWidth]) const {
+    for (int k = 0; k < kWidth; ++k) {
+      T* const sum = table + at + k * kLanes;
+      store<kLanes>(sum, load<kLanes, T>(sum) + more[k]);
+    }
   }
 };
 

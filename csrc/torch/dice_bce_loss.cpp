@@ -51,14 +51,19 @@ void launch(const DiceBceLossCoarseBackward& p, const Tensor&) { check(dice_bce_
 
 Elements elements_of(const Pixels& p) { return {p.tensor.const_data_ptr(), p.stride_n, p.stride_c, p.stride_s}; }
 
-// A tensor of elements, planar or channels last: as it is, or through one copy.
-Pixels in_layout(const Tensor& t, bool planar) {
+// A tensor of elements that kernels can read, planar or channels last: as it is, or through one copy. Those of a device need
+// the layout of the logits.
+Pixels in_layout(const Tensor& t, [[maybe_unused]] bool planar) {
   const Pixels p = as_pixels(t);
+#ifdef SEGOPS_DEVICE_KERNELS
   if (planar ? p.stride_s == 1 : p.stride_c == 1) return p;
   if (planar) return as_pixels(torch::stable::contiguous(t));
   Tensor copy = empty_like_pixels(t, Pixels{t, 0, 0, 0, 0, 1, 0});
   torch::stable::copy_(copy, t);
   return as_pixels(copy);
+#else
+  return p;
+#endif
 }
 
 // Owns the copies that the pointers in `in` may point into.

@@ -28,12 +28,12 @@ struct DiceBceLossInputs {
   Elements logits;  // stride_s == 1 (planar) or stride_c == 1 (channels last)
   Dtype logits_dtype;
   int64_t batch, channels, pixels;  // N, C, S
-  Elements target;                  // stride_s == 1 or stride_c == 1, as the logits have it
+  Elements target;                  // stride_s == 1 or stride_c == 1: on a device, as the logits have it
   Dtype target_dtype;               // uint8 (bool, too) or floating point
   const double* pos_weight;         // [C], or null for ones
-  Elements pixel_weight;            // in the accumulation type (double for float64 logits, else float), as the logits have
-                          // it, or with stride_c == 0 (and stride_s == 1) for one weight a pixel; null data for ones
-  bool ignores;  // whether elements whose label equals ignore_index are ignored
+  Elements pixel_weight;  // in the accumulation type (double for float64 logits, else float), laid out like target, or with
+                          // stride_c == 0 (and stride_s == 1) for one weight a pixel; null data for ones
+  bool ignores;           // whether elements whose label equals ignore_index are ignored
   int64_t ignore_index;
   double focal_gamma;  // >= 0
   bool squared;
