@@ -178,7 +178,7 @@ void write_piece(const DiceBceLossBackward& params, const Plan<T>& plan, int64_t
     const Place to(params.grad_stride_n, params.grad_stride_c, params.grad_stride_s, r);
     const bool in_place = to.contiguous && r.size == b.padded;
     with_logits<In>(b, in, r, [&](const auto& x) {
-      with_flags(in.focal_gamma != 0, b.masked, [&](auto focal, auto masked) {
+      with_flags(has_focus(in, grad_bce), b.masked, [&](auto focal, auto masked) {
         constexpr bool kFocal = decltype(focal)::value, kMasked = decltype(masked)::value;
         if (!in_place)
           write_gradient<kFocal, kMasked, false>(b, x, terms, grad_bce, channels, b.result);

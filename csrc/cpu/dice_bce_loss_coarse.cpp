@@ -150,7 +150,7 @@ Status run_backward(const DiceBceLossCoarseBackward& params, const Parallel& par
         const TileRows tile{n, c, y * horizontal.out + strip.first, horizontal.out, count, strip};
         const bool masked = load_tile(b, in, tile, nullptr);
         const Between<T> x = logits.at(vertical, y, static_cast<int>(count));
-        with_flags(in.focal_gamma != 0, masked, [&](auto focal, auto some) {
+        with_flags(has_focus(in, grad_bce), masked, [&](auto focal, auto some) {
           add_gradient<decltype(focal)::value, decltype(some)::value>(b, x, terms, grad_bce, channel, band.at(x));
         });
       }

@@ -276,6 +276,12 @@ OneChannel<T, kVectors> channel_of(const DiceBceLossInputs& in, int64_t n, int64
                                  static_cast<T>(grad ? grad[in.channels] : 0.));
 }
 
+// Whether the gradient needs the focal factor: of a cross-entropy that is left out, its NaN is left out, too.
+template <class T>
+bool has_focus(const DiceBceLossInputs& in, T grad_bce) {
+  return in.focal_gamma != 0 && grad_bce != 0;
+}
+
 inline bool is_small(const DiceBceLossInputs& in) {
   constexpr int64_t kSerialElements = 1 << 15;
   return in.batch * in.channels * in.pixels < kSerialElements;

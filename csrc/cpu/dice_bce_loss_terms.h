@@ -126,7 +126,7 @@ SEGOPS_INLINE void slope_tile(const Terms<T>& terms, const Sigmoid<T, kLanes, kT
     for (int k = 0; k < kTile; ++k) {
       const V loss = plain_loss(s, k, x[k], label[k], positive[k]);
       const V rate = s.pq[k] * (1 - 2 * label[k]) / (wrong[k] > 0 ? wrong[k] : V{} + T(1));
-      slope[k] = factor[k] * (slope[k] + terms.gamma * loss * (wrong[k] > 0 ? rate : V{}));
+      slope[k] = factor[k] * (slope[k] + terms.gamma * (wrong[k] > 0 ? rate : V{}) * loss);  // gamma * loss may overflow
     }
   }
 }

@@ -95,10 +95,9 @@ def _inputs(
         pixel_weight = _rows_like(pixel_weight, across and pixel_weight.shape[1] > 1).expand(labels.shape)
     cut = plan(labels.shape, across, coarse)
     accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    ignore = _exact(ignore_index, torch.float64 if target.dtype == torch.float64 else torch.float32)
     constants = {
         "T": TRITON_DTYPE[accumulate],
-        "HAS_IGNORE": ignore is not None,
+        "HAS_IGNORE": ignore_index is not None,
         "SLACK": SOFT_LABEL_SLACK if target.is_floating_point() else 0.0,
         "FOCAL": focal_gamma != 0,
         "SQUARED": squared,
@@ -108,7 +107,7 @@ def _inputs(
         "num_warps": 8 if coarse or accumulate == torch.float64 else 4,
     }
     pos_weight = None if pos_weight is None else pos_weight.contiguous()
-    return _Inputs(rows, labels, pixel_weight, pos_weight, cut, constants, ignore or 0.0, accumulate)
+    return _Inputs(rows, labels, pixel_weight, pos_weight, cut, constants, float(ignore_index or 0), accumulate)
 
 
 def _rows_like(x: Tensor, across: bool) -> Tensor:
@@ -117,14 +116,6 @@ def _rows_like(x: Tensor, across: bool) -> Tensor:
     if across == (rows.stride(2) != 1) or x.shape[1] == 1:
         return rows
     return as_rows(x.movedim(1, -1).contiguous().movedim(-1, 1) if across else x.contiguous())
-
-
-def _exact(ignore_index: int | None, dtype: torch.dtype) -> float | None:
-    """`ignore_index` in `dtype`, or None if it has no such number, so that no label can be it."""
-    if ignore_index is None:
-        return None
-    value = torch.tensor(ignore_index, dtype=dtype).item()
-    return value if int(value) == ignore_index else None
 
 
 def statistics(

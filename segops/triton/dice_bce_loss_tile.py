@@ -29,10 +29,7 @@ def offsets(n, c, pixel, stride_n, stride_c, stride_s):
 
 @triton.jit
 def labels_at(target, at, inside, ignore, T: tl.constexpr, HAS_IGNORE: tl.constexpr, SLACK: tl.constexpr):
-    """Labels in T, whether they count, and whether they are neither labels nor ignored; zero where they do not count.
-
-    `ignore` is exact in float32, or in float64 for labels of that dtype.
-    """
+    """Labels in T, zero where they do not count; whether they do; whether they are neither labels nor ignored."""
     raw = tl.load(target + at, mask=inside, other=0)
     label = raw if raw.dtype == tl.float64 else widen(raw, tl.float32)
     kept = inside
@@ -82,10 +79,10 @@ def sigmoids(x):
 
 @triton.jit
 def cross_entropy(x, rest, t, q):
-    """q t softplus(-x) + (1 - t) softplus(x), where rest is log(1 + exp(-|x|)); NaN at minus infinity, as in torch."""
+    """q t softplus(-x) + (1 - t) softplus(x), where rest is log(1 + exp(-|x|))."""
     of_positive = tl.maximum(-x, 0.0, propagate_nan=tl.PropagateNan.ALL) + rest
     of_negative = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) + rest
-    return tl.where(x == float("-inf"), float("nan"), q * t * of_positive + (1.0 - t) * of_negative)
+    return q * t * of_positive + (1.0 - t) * of_negative
 
 
 @triton.jit

@@ -9,8 +9,8 @@ torch.nn.functional.binary_cross_entropy_with_logits
     that in segops. No counterpart: pos_weight that varies in space; weights that need a gradient.
 torchvision.ops.sigmoid_focal_loss
     gamma -> focal_gamma; alpha -> bce_weight = 1 - alpha, pos_weight = alpha / (1 - alpha); alpha = -1 -> neither. Its
-    default reduction is "none", with which bce_weight has no effect: multiply the map. No counterpart: alpha = 1; soft labels with an alpha other than 1/2 or -1, where it
-    weights the loss as a whole and pos_weight its positive part.
+    default reduction is "none", with which bce_weight has no effect: multiply the map. No counterpart: alpha = 1; soft
+    labels with an alpha other than 1/2 or -1, where it weights the loss as a whole and pos_weight its positive part.
 MONAI DiceLoss, TverskyLoss (sigmoid=True, to_onehot_y=False)
     bce_weight=0, batch -> batch_dice, squared_pred -> squared, smooth_nr = smooth_dr = s -> smooth=s; jaccard=True ->
     overlap="jaccard", smooth=s/2, for MONAI's fraction is (2 I + s) / (2 (P + T - I) + s); alpha, beta -> ("tversky",

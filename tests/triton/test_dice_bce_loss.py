@@ -147,11 +147,3 @@ def test_empty(shape: tuple[int, ...]) -> None:
     assert (sums.shape, bce_map.shape) == ((shape[0], 3, 2), shape)
     assert not any(t.any() for t in (sums, bce, bad))
     assert op.backward(logits, target, None, None, sums, bce, None, 0.0, False).shape == shape
-
-
-def test_no_number_of_the_labels_is_taken_for_another_ignore_index() -> None:
-    """2^24 + 1 is 2^24 in float32: as a label of floating point that is bad, not ignored."""
-    logits, target = make_logits((1, 1, 2, 2)), torch.tensor([[[[1.0, 2**24], [0.0, 1.0]]]])
-    for ignore_index, bad in ((2**24, 0), (2**24 + 1, 1), (-(1 << 63), 1), ((1 << 63) - 1, 1), (None, 1)):
-        found = op.statistics(logits, target, None, None, ignore_index, 0.0, False, True, False, errors.RECORD)[3]
-        assert found[0] == bad, ignore_index
