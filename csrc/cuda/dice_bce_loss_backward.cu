@@ -16,8 +16,7 @@ __global__ void __launch_bounds__(kThreads, 2) dice_bce_loss_backward_kernel(Dic
   T* const grads = share.template first<T>(grad);
   const int64_t stride = share.stride(in.logits), grad_stride = share.stride(grad);
 
-  const bool with_bce = p.grad_bce != nullptr;
-  const A bce = with_bce ? static_cast<A>(device::load(p.grad_bce)) : A(0);
+  const A bce = p.grad_bce ? static_cast<A>(device::load(p.grad_bce)) : A(0);
   Slopes<A> slopes[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) slopes[k] = slopes_of<A>(p, share.image, share.channel_of(k));
@@ -35,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, 2) dice_bce_loss_backward_kernel(Dic
       for (int v = 0; v < V; ++v) {
         A result = 0;
         if (counts(label[u][v]))
-          result = gradient(constant, widen<A>(x[u][v]), label[u][v], weight[u][v], bce, with_bce, slopes[kRows ? v : 0]);
+          result = gradient(constant, widen<A>(x[u][v]), label[u][v], weight[u][v], bce, slopes[kRows ? v : 0]);
         x[u][v] = narrow<T>(result);
       }
     rows.store(grads, grad_stride, x);

@@ -81,8 +81,7 @@ __global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
   Gather<T, true> gather(block, window, vertical, horizontal, shared, plan.gather);
   gather.begin(channels);
   const Constants<T> constant(in);
-  const bool with_bce = p.loss.grad_bce != nullptr;
-  const A bce = with_bce ? static_cast<A>(device::load(p.loss.grad_bce)) : A(0);
+  const A bce = p.loss.grad_bce ? static_cast<A>(device::load(p.loss.grad_bce)) : A(0);
 
   for (int piece_top = block.fine_top; piece_top < block.fine_bottom; piece_top += plan.piece_rows) {
     for (int piece_left = block.fine_left; piece_left < block.fine_right; piece_left += plan.piece_columns) {
@@ -102,7 +101,7 @@ __global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
             },
             [&](const FinePixels<A, kFetched>& pixels, int v, int, A logit) {
               if (!counts(pixels.label[v])) return A(0);
-              return gradient(constant, logit, pixels.label[v], pixels.weight[v], bce, with_bce, slopes);
+              return gradient(constant, logit, pixels.label[v], pixels.weight[v], bce, slopes);
             });
       }
       SYNC_THREADS();

@@ -88,7 +88,7 @@ struct Constants {
   }
 };
 
-// The loss's derivatives with respect to the sums; of one channel but for `bce`.
+// The loss's derivatives with respect to the sums of one channel.
 template <class A>
 struct Slopes {
   A i, p, q;  // q: weight of the positive label
@@ -107,11 +107,11 @@ __device__ __forceinline__ Slopes<A> slopes_of(const DiceBceLossBackward& p, int
 }
 
 template <class T, class A>
-__device__ __forceinline__ A gradient(const Constants<T>& constant, A x, A t, A weight, A bce, bool with_bce,
-                                      const Slopes<A>& slopes) {
+__device__ __forceinline__ A gradient(const Constants<T>& constant, A x, A t, A weight, A bce, const Slopes<A>& slopes) {
   const Sigmoid<T> of(x);
   A result = (slopes.i * t + (constant.squared ? 2 * slopes.p * of.prob : slopes.p)) * (of.prob * of.rest);
-  if (with_bce) result += bce * weight * constant.loss_slope(of, t, slopes.q);
+  // Of a cross-entropy that is left out, its NaN is left out, too.
+  if (bce != 0) result += bce * weight * constant.loss_slope(of, t, slopes.q);
   return result;
 }
 
