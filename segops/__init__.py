@@ -4,8 +4,9 @@ from segops import backends, nn, onnx, ops
 from segops.config import show_config
 from segops.errors import check_errors, take_bad_data_count
 from segops.ops.confusion_matrix import confusion_matrix
+from segops.ops.deep_supervision_loss import deep_supervision_loss
+from segops.ops.dice_bce_loss import DiceBCELossParts, dice_bce_loss
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
-from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
 from segops.ops.max_unpool import flat_to_local_indices, local_to_flat_indices, max_pool2d, max_unpool2d
 from segops.ops.upsample_argmax import upsample_argmax
 from segops.ops.upsample_bilinear import upsample_bilinear2d, upsample_cat
@@ -14,12 +15,14 @@ from segops.ops.upsample_nearest import bed_of_nails2d, upsample_nearest2d
 __version__ = "0.1.0"
 
 __all__ = [
+    "DiceBCELossParts",
     "DiceCELossParts",
     "backends",
     "bed_of_nails2d",
     "check_errors",
     "confusion_matrix",
     "deep_supervision_loss",
+    "dice_bce_loss",
     "dice_ce_loss",
     "flat_to_local_indices",
     "local_to_flat_indices",

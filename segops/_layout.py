@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -19,3 +20,11 @@ def pixel_stride(x: Tensor) -> int | None:
     if innermost is None or innermost == 1:
         return 1
     return innermost if x.stride(1) == 1 else None
+
+
+def empty_like_pixels(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A new tensor of the shape of x: channels last where kernels read x as that, otherwise contiguous."""
+    if pixel_stride(x) not in (None, 1):
+        channels_last = x.movedim(1, -1)
+        return torch.empty_like(channels_last, dtype=dtype, memory_format=torch.contiguous_format).movedim(-1, 1)
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)

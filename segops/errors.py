@@ -9,6 +9,7 @@ a record: there a CPU op raises by itself, and the device adds up what it has se
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -74,6 +75,19 @@ def raise_bad_labels(
         record,
         partial(
             describe_bad_labels, op, shape=list(target.shape), classes=classes, ignore_index=ignore_index, name=name
+        ),
+    )
+
+
+def raise_bad_probabilities(
+    op: str, record: Tensor, target: Tensor, ignore_index: int | None, name: str = "target"
+) -> None:
+    """The same for labels of two classes: 0 and 1, or of floating point between them."""
+    soft = target.is_floating_point()
+    _raise_bad(
+        record,
+        partial(
+            describe_bad_probabilities, op, shape=list(target.shape), soft=soft, ignore_index=ignore_index, name=name
         ),
     )
 
@@ -172,6 +186,23 @@ def describe_bad_labels(
     if _library.native is None:
         return f"segops.{op}: {name} has {count} label(s) outside [0, {classes}); the first is {value}"
     return _library.native.describe_bad_labels(op, count, position, value, shape, classes, ignore_index, name)
+
+
+def describe_bad_probabilities(
+    op: str,
+    count: int,
+    position: int,
+    value: int,
+    shape: list[int],
+    soft: bool,
+    ignore_index: int | None,
+    name: str = "target",
+) -> str:
+    """`value` of a soft label is the bits of a double."""
+    if _library.native is None:
+        first = struct.unpack("d", struct.pack("q", value))[0] if soft else value
+        return f"segops.{op}: {name} has {count} label(s) outside [0, 1]; the first is {first}"
+    return _library.native.describe_bad_probabilities(op, count, position, value, shape, soft, ignore_index, name)
 
 
 def describe_bad_indices(

@@ -147,38 +147,10 @@ static void stage_in(Block<T>& b, const In* src, int64_t stride_c, int64_t strid
   stage_rows(src, stride_c, stride_s, b.classes, b.size, b.padded, b.staged, b.capacity);
 }
 
-// The way back: rows to [size, C] or to a ragged planar block.
+// The way back.
 template <class T, class In>
 static void stage_out(const Block<T>& b, In* dst, int64_t stride_c, int64_t stride_s) {
-  constexpr int kLanes = kNativeLanes<T>;
-  int64_t i = 0;
-  if (stride_c == 1 && b.classes >= 4) {
-    for (; i + 4 <= b.size; i += 4) {
-      for (int64_t c = 0; c < b.classes; c += 4) {
-        if (c + 4 > b.classes) c = b.classes - 4;
-        const T* src = b.staged + c * b.capacity + i;
-        Vec<T, 4> r[4];
-        for (int k = 0; k < 4; ++k) r[k] = load<4, T>(src + k * b.capacity);
-        using Order = Vec<BitsOf<T>, 4>;
-        const Vec<T, 4> ab_low = __builtin_shuffle(r[0], r[1], Order{0, 4, 1, 5});
-        const Vec<T, 4> ab_high = __builtin_shuffle(r[0], r[1], Order{2, 6, 3, 7});
-        const Vec<T, 4> cd_low = __builtin_shuffle(r[2], r[3], Order{0, 4, 1, 5});
-        const Vec<T, 4> cd_high = __builtin_shuffle(r[2], r[3], Order{2, 6, 3, 7});
-        In* pixel = dst + i * stride_s + c;
-        store<4>(pixel, __builtin_shuffle(ab_low, cd_low, Order{0, 1, 4, 5}));
-        store<4>(pixel + stride_s, __builtin_shuffle(ab_low, cd_low, Order{2, 3, 6, 7}));
-        store<4>(pixel + 2 * stride_s, __builtin_shuffle(ab_high, cd_high, Order{0, 1, 4, 5}));
-        store<4>(pixel + 3 * stride_s, __builtin_shuffle(ab_high, cd_high, Order{2, 3, 6, 7}));
-      }
-    }
-  }
-  for (int64_t c = 0; c < b.classes; ++c) {
-    const T* row = b.staged + c * b.capacity;
-    int64_t j = i;
-    if (stride_s == 1)
-      for (; j + kLanes <= b.size; j += kLanes) store<kLanes>(dst + c * stride_c + j, load<kLanes, T>(row + j));
-    for (; j < b.size; ++j) store<1>(dst + c * stride_c + j * stride_s, Vec<T, 1>{row[j]});
-  }
+  unstage_rows(b.staged, b.capacity, b.classes, b.size, dst, stride_c, stride_s);
 }
 
 // exp of kRows classes starting at class c, written to b.exp and added to b.sum; the logits of classes `ahead` rows further

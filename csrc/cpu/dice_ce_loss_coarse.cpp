@@ -5,7 +5,7 @@
 // first and summed along themselves once for each row of logits.
 #include "segops/dice_ce_loss_coarse.h"
 
-#include "dice_ce_loss_coarse_columns.h"
+#include "coarse_rows.h"
 #include "dice_ce_loss_coarse_tile.h"
 #include "dice_ce_loss_sums.h"
 #include "isa.h"
@@ -14,76 +14,6 @@
 
 namespace segops::SEGOPS_ISA {
 namespace {
-
-// Rows in memory [C, elements] from or to an image's row of logits, in any layout that a Block can stage.
-template <class T>
-Block<T> row_of(T* rows, int64_t classes, int64_t pitch, int64_t size) {
-  Block<T> b{};
-  b.classes = classes;
-  b.capacity = pitch;
-  b.size = b.padded = size;
-  b.staged = rows;
-  return b;
-}
-
-// Two neighbouring rows of logits, interpolated to a strip's columns.
-template <class T, class In>
-struct Interpolation {
-  const CoarseLogits& coarse;
-  const Columns<T>& columns;
-  int64_t capacity;
-  T* source;   // [C, source_pitch]
-  T* wide[2];  // [C, capacity]: the lower and the upper row
-  int64_t image, strip, held;
-
-  static int64_t bytes(int64_t classes, int64_t capacity) {
-    return classes * (Columns<T>::source_pitch(capacity) + 2 * capacity) * static_cast<int64_t>(sizeof(T));
-  }
-
-  Interpolation(const CoarseLogits& c, const Columns<T>& cs, int64_t most, char* memory)
-      : coarse(c), columns(cs), capacity(most), image(0), strip(0), held(-1) {
-    source = reinterpret_cast<T*>(memory);
-    wide[0] = source + c.planes.channels * Columns<T>::source_pitch(capacity);
-    wide[1] = wide[0] + c.planes.channels * capacity;
-  }
-
-  void begin(int64_t n, int64_t s) {
-    image = n;
-    strip = s;
-    held = -1;
-  }
-
-  void widen(int64_t row, T* to) const {
-    const ConstPlanes& p = coarse.planes;
-    const Strip own = columns.strip(strip);
-    const int64_t pitch = Columns<T>::source_pitch(capacity);
-    const In* from = static_cast<const In*>(p.data) + image * p.stride_n + row * p.stride_h + own.low * p.stride_w;
-    Block<T> staging = row_of(source, p.channels, pitch, own.span);
-    stage_in(staging, from, p.stride_c, p.stride_w);
-    for (int64_t c = 0; c < p.channels; ++c) source[c * pitch + own.span] = source[c * pitch + own.span - 1];
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
-    const In* const next = from + p.stride_h;
-    for (int64_t c = 0; p.stride_w == 1 && row + 1 < p.height && c < p.channels; ++c)
-      for (int64_t x = 0; x < own.span; x += kLine) __builtin_prefetch(next + c * p.stride_c + x);
-    columns.widen(strip, source, pitch, to, p.channels);
-  }
-
-  // The logits of target rows that are all between the rows of the first one's tap.
-  Between<T> at(const LinearAxis& vertical, int64_t y, int rows) {
-    const LinearTap tap = linear_tap(vertical, y);
-    if (held >= 0 && tap.low == held + 1) {
-      T* const lower = wide[0];
-      wide[0] = wide[1];
-      wide[1] = lower;
-    } else if (tap.low != held) {
-      widen(tap.low, wide[0]);
-    }
-    if (tap.low != held && tap.high != tap.low) widen(tap.high, wide[1]);
-    held = tap.low;
-    const T* const upper = tap.high != tap.low ? wide[1] : wide[0];
-    return Between<T>(wide[0], upper, capacity, columns.strip(strip).padded, vertical, y, rows);
-  }
-};
 
 int64_t label_bytes(Dtype dtype) {
   switch (dtype) {
@@ -121,21 +51,13 @@ bool is_small(const DiceCeLossInputs& in) {
   return in.batch * in.classes * in.pixels < kSerialElements;
 }
 
-// Rows of logits in one item: at most about 64 items, but rows enough to be worth the one or two that neighbours share.
-int64_t band_rows(const DiceCeLossInputs& in, int64_t height) {
-  constexpr int64_t kItems = 64, kFew = 8, kLeast = 4, kMost = 16;
-  const int64_t rows = in.batch * height / kItems, few = in.batch * height / kFew;
-  const int64_t least = few < 1 ? 1 : few < kLeast ? few : kLeast;
-  return rows < least ? least : rows > kMost ? kMost : rows;
-}
-
 template <class T, class In>
 Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& parallel) {
   const DiceCeLossInputs& in = params.loss.in;
   const LinearAxis &vertical = params.coarse.vertical, &horizontal = params.coarse.horizontal;
   const TileSize tile(in.classes, horizontal.out, sizeof(T));
   const int64_t capacity = tile.width;
-  const int64_t rows = band_rows(in, vertical.in);
+  const int64_t rows = band_rows(in.batch, vertical.in);
   const int64_t per_image = (vertical.in + rows - 1) / rows, items = in.batch * per_image;
 
   const int64_t block_bytes = Block<T>::bytes(in.classes, tile.pixels());
@@ -149,7 +71,7 @@ Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& 
     char* const memory = scratch.data + worker * bytes;
     Block<T> b;
     b.place(memory, in.classes, tile.pixels());
-    Interpolation<T, In> logits(params.coarse, columns, capacity, memory + block_bytes);
+    Interpolation<T, In> logits(params.coarse.planes, in.classes, columns, capacity, memory + block_bytes);
     const DiceCeLossStatistics own = partials.params_of(worker);
     const Forward<T, T> forward{own};
     const ItemSums sums = partials.open(item, worker);
@@ -157,7 +79,7 @@ Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& 
     const int64_t begin = first_output(vertical, first), end = first_output(vertical, first + rows);
     for (int64_t s = 0; s < columns.strips(); ++s) {
       const Strip strip = columns.strip(s);
-      logits.begin(n, s);
+      logits.begin(n, 0, s);
       for (int64_t y = begin, count; y < end; y += count) {
         count = rows_together(vertical, y, end, tile.rows);
         const int64_t at = y * horizontal.out + strip.first;
@@ -176,108 +98,13 @@ Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& 
   return Status::ok;
 }
 
-// What the target rows from row `begin` of the logits to row `end` give: sums of target rows that are not finished, and the
-// gradients of the rows of logits. Row `begin` misses what the band before it has in its row `end`.
-template <class T>
-struct Band {
-  const ColumnSums<T>& columns;
-  int64_t capacity, classes, width, height, pitch;
-  int64_t begin, end;
-  T* rows;     // [end - begin + 1, C, pitch]
-  T* sums[2];  // [C, capacity]: what target rows give to the lower and the upper row
-
-  static int64_t pitch_of(int64_t width) { return width + kNativeLanes<T>; }
-  static int64_t bytes(int64_t classes, int64_t capacity, int64_t width, int64_t rows) {
-    return classes * (2 * capacity + (rows + 1) * pitch_of(width)) * static_cast<int64_t>(sizeof(T));
-  }
-
-  Band(const ColumnSums<T>& cs, int64_t most, const ConstPlanes& p, int64_t first, int64_t last, char* memory)
-      : columns(cs),
-        capacity(most),
-        classes(p.channels),
-        width(p.width),
-        height(p.height),
-        pitch(pitch_of(width)),
-        begin(first),
-        end(last) {
-    sums[0] = reinterpret_cast<T*>(memory);
-    sums[1] = sums[0] + classes * capacity;
-    rows = sums[1] + classes * capacity;
-    __builtin_memset(memory, 0, static_cast<size_t>(bytes(classes, capacity, width, end - begin)));
-  }
-
-  ToSums<T> at(const Between<T>& x) const { return ToSums<T>{sums[0], sums[1], capacity, x}; }
-
-  // Adds the gradient of staged rows.
-  void add(const Block<T>& b, const Between<T>& x) const {
-    constexpr int kLanes = kNativeLanes<T>;
-    using V = Vec<T, kLanes>;
-    for (int64_t c = 0; c < classes; ++c)
-      at(x).template sum<1, kLanes, V>(c,
-                                       [&](int64_t i, V(&v)[1]) { v[0] = load<kLanes, T>(b.staged + c * b.capacity + i); });
-  }
-
-  T* row(int64_t number) const { return rows + (number - begin) * classes * pitch; }
-
-  // No further target row reads row `number`: its sums are finished, those of the row above become the lower ones.
-  void advance(int64_t strip, int64_t number) {
-    if (number >= begin && number < height) columns.add_narrowed(strip, sums[0], row(number), pitch, classes);
-    T* const finished = sums[0];
-    sums[0] = sums[1];
-    sums[1] = finished;
-    __builtin_memset(finished, 0, static_cast<size_t>(classes * capacity) * sizeof(T));
-  }
-};
-
-// The rows at which bands meet: row `begin` and row `end` of each item, added when both are there. In the type of the sums,
-// so that 16-bit gradients are rounded once.
-template <class T>
-class Seams {
- public:
-  Seams(int64_t items, int64_t elements)
-      : elements_(elements), rows_(items * 2 * elements * static_cast<int64_t>(sizeof(T)), false) {}
-  bool allocated() const { return rows_.data; }
-
-  void keep(int64_t item, const Band<T>& band) const {
-    __builtin_memcpy(row(item, 0), band.row(band.begin), static_cast<size_t>(elements_) * sizeof(T));
-    __builtin_memcpy(row(item, 1), band.row(band.end), static_cast<size_t>(elements_) * sizeof(T));
-  }
-
-  T* join(int64_t item) const {
-    T* const sum = row(item, 0);
-    const T* const before = row(item - 1, 1);
-    for (int64_t i = 0; i < elements_; ++i) sum[i] += before[i];
-    return sum;
-  }
-
- private:
-  T* row(int64_t item, int which) const { return reinterpret_cast<T*>(rows_.data) + (2 * item + which) * elements_; }
-  const int64_t elements_;
-  const Memory rows_;
-};
-
-// Fetches the strip's part of a row of the gradient that is written later: stores to lines that are far away are slow.
-template <class In>
-void prefetch_row(const Planes& p, int64_t n, int64_t number, const Strip& strip) {
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
-  const In* const row = static_cast<const In*>(p.data) + n * p.stride_n + number * p.stride_h + strip.low;
-  for (int64_t c = 0; p.stride_w == 1 && c < p.channels; ++c)
-    for (int64_t x = 0; x < strip.span; x += kLine) __builtin_prefetch(row + c * p.stride_c + x, 1);
-}
-
-template <class In, class T>
-void write_row(T* row, int64_t pitch, const Planes& p, int64_t n, int64_t number) {
-  In* const to = static_cast<In*>(p.data) + n * p.stride_n + number * p.stride_h;
-  stage_out(row_of(row, p.channels, pitch, p.width), to, p.stride_c, p.stride_w);
-}
-
 template <class T, class In>
 Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& parallel) {
   const DiceCeLossInputs& in = params.loss.in;
   const LinearAxis &vertical = params.coarse.vertical, &horizontal = params.coarse.horizontal;
   const TileSize tile(in.classes, horizontal.out, sizeof(T));
   const int64_t capacity = tile.width;
-  const int64_t rows = band_rows(in, vertical.in);
+  const int64_t rows = band_rows(in.batch, vertical.in);
   const int64_t per_image = (vertical.in + rows - 1) / rows, items = in.batch * per_image;
 
   const int64_t block_bytes = Block<T>::bytes(in.classes, tile.pixels());
@@ -296,20 +123,21 @@ Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& para
     char* const memory = scratch.data + worker * bytes;
     Block<T> b;
     b.place(memory, in.classes, tile.pixels());
-    Interpolation<T, In> logits(params.coarse, columns, capacity, memory + block_bytes);
+    Interpolation<T, In> logits(params.coarse.planes, in.classes, columns, capacity, memory + block_bytes);
     const int64_t n = item / per_image, first = item % per_image * rows;
     const int64_t last = first + rows < vertical.in ? first + rows : vertical.in;
-    Band<T> band(columns, capacity, params.coarse.planes, first, last, memory + block_bytes + interpolation_bytes);
+    Band<T> band(columns, capacity, in.classes, params.coarse.planes, first, last,
+                 memory + block_bytes + interpolation_bytes);
     const int64_t begin = first_output(vertical, first), end = first_output(vertical, last);
     for (int64_t s = 0; s < columns.strips(); ++s) {
       const Strip strip = columns.strip(s);
-      logits.begin(n, s);
+      logits.begin(n, 0, s);
       for (int64_t y = begin, count; y < end; y += count) {
         count = rows_together(vertical, y, end, tile.rows);
         const int64_t low = linear_tap(vertical, y).low;
         if (y > begin && low != logits.held) {
           band.advance(s, logits.held);
-          prefetch_row<In>(params.grad_logits, n, low, strip);
+          prefetch_row<In>(params.grad_logits, n, 0, in.classes, low, strip);
         }
         load_tile(b, in, n, strip, y * horizontal.out + strip.first, horizontal.out, count, nullptr);
         const Between<T> x = logits.at(vertical, y, count);
@@ -317,18 +145,19 @@ Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& para
           backward.gradient(b, n, x, band.at(x));
         } else {
           backward.rows(b, n, x, ToRows<T>{b.staged, b.capacity});
-          band.add(b, x);
+          band.add(b.staged, b.capacity, x);
         }
       }
       band.advance(s, logits.held);
       band.advance(s, logits.held + 1);
     }
     if (per_image > 1) seams.keep(item, band);
-    for (int64_t j = first + (first > 0); j < last; ++j) write_row<In>(band.row(j), pitch, params.grad_logits, n, j);
+    for (int64_t j = first + (first > 0); j < last; ++j)
+      write_row<In>(band.row(j), pitch, params.grad_logits, n, 0, in.classes, j);
   });
   for_each_item(parallel, per_image > 1 ? items : 0, is_small(in), [&](int64_t item, int32_t) {
     const int64_t first = item % per_image * rows;
-    if (first > 0) write_row<In>(seams.join(item), pitch, params.grad_logits, item / per_image, first);
+    if (first > 0) write_row<In>(seams.join(item), pitch, params.grad_logits, item / per_image, 0, in.classes, first);
   });
   return Status::ok;
 }

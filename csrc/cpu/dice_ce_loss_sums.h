@@ -264,7 +264,8 @@ struct Backward {
       }
     };
     if constexpr (To::kSeveralRows) {
-      to.template sum<kRows, kLanes, V>(c, at);
+      to.template sum<kRows, kLanes, V>(
+          c, [&](int64_t k, int64_t i, V(&v)[kRows]) __attribute__((always_inline)) { at(k * to.x.width + i, v); });
     } else {
       for (int64_t i = 0; i < own.padded; i += kLanes) {
         V v[kRows];

@@ -49,4 +49,39 @@ void stage_rows(const In* src, int64_t stride_c, int64_t stride_s, int64_t class
   }
 }
 
+// The way back: rows to [size, C] or to a ragged planar block.
+template <class T, class In>
+void unstage_rows(const T* rows, int64_t capacity, int64_t classes, int64_t size, In* dst, int64_t stride_c,
+                  int64_t stride_s) {
+  constexpr int kLanes = kNativeLanes<T>;
+  int64_t i = 0;
+  if (stride_c == 1 && classes >= 4) {
+    for (; i + 4 <= size; i += 4) {
+      for (int64_t c = 0; c < classes; c += 4) {
+        if (c + 4 > classes) c = classes - 4;
+        const T* src = rows + c * capacity + i;
+        Vec<T, 4> r[4];
+        for (int k = 0; k < 4; ++k) r[k] = load<4, T>(src + k * capacity);
+        using Order = Vec<BitsOf<T>, 4>;
+        const Vec<T, 4> ab_low = __builtin_shuffle(r[0], r[1], Order{0, 4, 1, 5});
+        const Vec<T, 4> ab_high = __builtin_shuffle(r[0], r[1], Order{2, 6, 3, 7});
+        const Vec<T, 4> cd_low = __builtin_shuffle(r[2], r[3], Order{0, 4, 1, 5});
+        const Vec<T, 4> cd_high = __builtin_shuffle(r[2], r[3], Order{2, 6, 3, 7});
+        In* pixel = dst + i * stride_s + c;
+        store<4>(pixel, __builtin_shuffle(ab_low, cd_low, Order{0, 1, 4, 5}));
+        store<4>(pixel + stride_s, __builtin_shuffle(ab_low, cd_low, Order{2, 3, 6, 7}));
+        store<4>(pixel + 2 * stride_s, __builtin_shuffle(ab_high, cd_high, Order{0, 1, 4, 5}));
+        store<4>(pixel + 3 * stride_s, __builtin_shuffle(ab_high, cd_high, Order{2, 3, 6, 7}));
+      }
+    }
+  }
+  for (int64_t c = 0; c < classes; ++c) {
+    const T* row = rows + c * capacity;
+    int64_t j = i;
+    if (stride_s == 1)
+      for (; j + kLanes <= size; j += kLanes) store<kLanes>(dst + c * stride_c + j, load<kLanes, T>(row + j));
+    for (; j < size; ++j) store<1>(dst + c * stride_c + j * stride_s, Vec<T, 1>{row[j]});
+  }
+}
+
 }  // namespace segops::SEGOPS_ISA

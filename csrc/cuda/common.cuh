@@ -18,6 +18,16 @@ inline Failure failure(cudaError_t error) {
 #endif
 }
 
+// Offsets of parts of dynamic shared memory, each aligned to 16 bytes.
+struct Parts {
+  int bytes = 0;
+  SEGOPS_HOST_DEVICE int take(int64_t size) {
+    const int begin = bytes;
+    bytes += static_cast<int>((size + 15) / 16 * 16);
+    return begin;
+  }
+};
+
 // memcpy between types of the same bits, 16-bit floats among them.
 template <class To, class From>
 __device__ __forceinline__ void copy_bits(To* to, const From* from, size_t bytes) {

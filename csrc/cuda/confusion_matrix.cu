@@ -135,7 +135,7 @@ struct Shared {
   int counts, labels, rows, bytes;
 
   SEGOPS_HOST_DEVICE Shared(const ConfusionMatrix& p, const Reading& reading) {
-    dice_ce::Parts parts;
+    Parts parts;
     counts = parts.take(reading.shared_counts ? p.classes * p.classes * 4 : 0);
     labels = parts.take(kRows ? 0 : reading.warps * device::kWarp * kOwned<T, kRows> * 4);
     rows = parts.take(kRows && reading.vector ? reading.warps * RowLayout(p.classes, sizeof(T)).tile() : 0);

@@ -242,6 +242,16 @@ __device__ __forceinline__ float log2_approx(float x) {
 #endif
 }
 
+__device__ __forceinline__ float reciprocal_approx(float x) {
+#ifdef SEGOPS_SIMT
+  return 1 / x;
+#else
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }

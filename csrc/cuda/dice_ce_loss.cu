@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
     bad_of_warp[warp] = bad;
   }
   SYNC_THREADS();
-  double* const out = partial.sums + blockIdx.x * (3 * in.classes + 2);
+  double* const out = partial.overlap + blockIdx.x * (3 * in.classes);
   const A* const columns = reinterpret_cast<const A*>(shared + at.columns);
   for (int c = warp; p.overlap && c < 3 * classes; c += kWarps) {
     A total = 0;
@@ -194,8 +194,8 @@ __global__ void __launch_bounds__(kThreads<T>, 1)
       sums[1] += sums[2 * w + 1];
       bad = merge(bad, bad_of_warp[w]);
     }
-    out[3 * classes] = sums[0];
-    out[3 * classes + 1] = sums[1];
+    partial.ce[2 * blockIdx.x] = sums[0];
+    partial.ce[2 * blockIdx.x + 1] = sums[1];
     partial.bad[blockIdx.x] = bad;
   }
   for (int i = thread; p.confusion && i < classes * classes; i += kThreads<T>)
@@ -234,7 +234,7 @@ cudaError_t forward(const DiceCeLossStatistics& p, const Partial& partial, cudaS
                                                  : launch_forward<T, true>(p, plan, access, partial, stream);
     if (error != cudaSuccess) return error;
   }
-  return combine(p, plan.chunks, partial, stream);
+  return combine(totals(p), plan.chunks, chunks, partial, stream);
 }
 
 }  // namespace segops::cuda::dice_ce
@@ -242,13 +242,12 @@ cudaError_t forward(const DiceCeLossStatistics& p, const Partial& partial, cudaS
 namespace segops::cuda {
 
 int64_t dice_ce_loss_scratch_bytes(const DiceCeLossInputs& in) {
-  return in.batch * dice_ce::Plan(in).chunks * ((3 * in.classes + 2) * 8 + static_cast<int64_t>(sizeof(BadData)));
+  const int64_t chunks = in.batch * dice_ce::Plan(in).chunks;
+  return dice_ce::Partial::bytes(chunks, in.classes, chunks);
 }
 
 Failure dice_ce_loss_statistics(const DiceCeLossStatistics& p, void* scratch, void* stream) {
-  const int64_t chunks = p.in.batch * dice_ce::Plan(p.in).chunks;
-  BadData* const bad = static_cast<BadData*>(scratch);
-  const dice_ce::Partial partial{reinterpret_cast<double*>(bad + chunks), bad};
+  const dice_ce::Partial partial(scratch, p.in.batch * dice_ce::Plan(p.in).chunks);
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
   switch (p.in.logits_dtype) {
     case Dtype::float32: return failure(dice_ce::forward<float>(p, partial, queue));

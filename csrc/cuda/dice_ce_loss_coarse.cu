@@ -39,7 +39,8 @@ struct CoarsePlan {
     for (const auto& shape : kShapes) {
       cut(shape[0], shape[1]);
       while (p.loss.in.batch * tiles() < kEnough && rows > 8) cut(rows / 2, columns);
-      cells = classes * pitch_of(most_cells(p.coarse), element) * element;
+      const int64_t most = most_read(p.coarse.vertical, rows) * most_read(p.coarse.horizontal, columns);
+      cells = classes * pitch_of(most, element) * element;
       staged = cells <= kMostWindow;
       if (staged) break;
     }
@@ -52,21 +53,6 @@ struct CoarsePlan {
     parts.take(warps * of_warp);
     window = parts.take(staged ? cells : 0);
     bytes = parts.bytes;
-  }
-
- private:
-  // That any tile reads.
-  int64_t most_cells(const CoarseLogits& of) const {
-    const auto most = [](const LinearAxis& axis, int64_t extent) {
-      int64_t cells = 1;
-      for (int64_t begin = 0; begin < axis.out; begin += extent) {
-        const int64_t end = begin + extent < axis.out ? begin + extent : axis.out;
-        const int64_t read = linear_tap(axis, end - 1).high - linear_tap(axis, begin).low + 1;
-        cells = read > cells ? read : cells;
-      }
-      return cells;
-    };
-    return most(of.vertical, rows) * most(of.horizontal, columns);
   }
 };
 
@@ -90,7 +76,8 @@ __global__ void __launch_bounds__(kCoarseThreads, 1)
   DYNAMIC_SHARED(unsigned char, shared);
   double* const all_sums = reinterpret_cast<double*>(shared);
   double* const sums = all_sums + warp * 3 * classes;  // I, P, T of this warp; an entry belongs to one lane
-  const CoarseWindow<T, kStaged> window(p.coarse.planes, image, Cells::read_by(p.coarse, top, rows, left, columns),
+  const CoarseWindow<T, kStaged> window(p.coarse.planes, image, 0, classes,
+                                        Cells::read_by(p.coarse.vertical, p.coarse.horizontal, top, rows, left, columns),
                                         reinterpret_cast<T*>(shared + plan.window));
   for (int i = thread; i < plan.warps * 3 * classes; i += threads) all_sums[i] = 0;
   A weights = 0;
@@ -235,7 +222,7 @@ __global__ void __launch_bounds__(kCoarseThreads, 1)
     bad_of_warp[warp] = bad;
   }
   SYNC_THREADS();
-  double* const out = partial.sums + blockIdx.x * (3 * in.classes + 2);
+  double* const out = partial.overlap + blockIdx.x * (3 * in.classes);
   for (int i = thread; p.loss.overlap && i < 3 * classes; i += threads) {
     double total = 0;
     for (int w = 0; w < plan.warps; ++w) total += all_sums[w * 3 * classes + i];
@@ -247,8 +234,8 @@ __global__ void __launch_bounds__(kCoarseThreads, 1)
       ce_of_warp[1] += ce_of_warp[2 * w + 1];
       bad = merge(bad, bad_of_warp[w]);
     }
-    out[3 * classes] = ce_of_warp[0];
-    out[3 * classes + 1] = ce_of_warp[1];
+    partial.ce[2 * blockIdx.x] = ce_of_warp[0];
+    partial.ce[2 * blockIdx.x + 1] = ce_of_warp[1];
     partial.bad[blockIdx.x] = bad;
   }
 }
@@ -272,7 +259,7 @@ cudaError_t forward(const DiceCeLossCoarseStatistics& p, const CoarsePlan& plan,
         plan.staged ? launch<T, true>(p, plan, partial, stream) : launch<T, false>(p, plan, partial, stream);
     if (error != cudaSuccess) return error;
   }
-  return combine(p.loss, plan.tiles(), partial, stream);
+  return combine(totals(p.loss), plan.tiles(), blocks, partial, stream);
 }
 
 }  // namespace
@@ -281,14 +268,13 @@ cudaError_t forward(const DiceCeLossCoarseStatistics& p, const CoarsePlan& plan,
 namespace segops::cuda {
 
 int64_t dice_ce_loss_coarse_scratch_bytes(const DiceCeLossCoarseStatistics& p) {
-  return p.loss.in.batch * dice_ce::CoarsePlan(p).tiles() *
-         ((3 * p.loss.in.classes + 2) * 8 + static_cast<int64_t>(sizeof(BadData)));
+  const int64_t tiles = p.loss.in.batch * dice_ce::CoarsePlan(p).tiles();
+  return dice_ce::Partial::bytes(tiles, p.loss.in.classes, tiles);
 }
 
 Failure dice_ce_loss_coarse_statistics(const DiceCeLossCoarseStatistics& p, void* scratch, void* stream) {
   const dice_ce::CoarsePlan plan(p);
-  BadData* const bad = static_cast<BadData*>(scratch);
-  const dice_ce::Partial partial{reinterpret_cast<double*>(bad + p.loss.in.batch * plan.tiles()), bad};
+  const dice_ce::Partial partial(scratch, p.loss.in.batch * plan.tiles());
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
   switch (p.loss.in.logits_dtype) {
     case Dtype::float32: return failure(dice_ce::forward<float>(p, plan, partial, queue));

@@ -305,7 +305,7 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
   }
 
   SYNC_THREADS();
-  double* const out = partial.sums + blockIdx.x * (3 * in.classes + 2);
+  double* const out = partial.overlap + blockIdx.x * (3 * in.classes);
   for (int i = thread; p.overlap && i < 3 * classes; i += kSweepThreads) out[i] = sums[i];
   bad = warp_merge(bad);
   SHARED_ARRAY(BadData, bad_of_warp, kSweepWarps);
@@ -316,8 +316,8 @@ __global__ void __launch_bounds__(kSweepThreads, 1)
   }
   SYNC_THREADS();
   if (thread == 0) {
-    out[3 * classes] = loss_sum;
-    out[3 * classes + 1] = share_sum;
+    partial.ce[2 * blockIdx.x] = loss_sum;
+    partial.ce[2 * blockIdx.x + 1] = share_sum;
     for (int w = 1; w < kSweepWarps; ++w) bad = merge(bad, bad_of_warp[w]);
     partial.bad[blockIdx.x] = bad;
   }

@@ -4,7 +4,7 @@
 // V such that V elements of one class are 16 or 8 bytes (planar), or 1 (channels last). Aligned planes are always read and
 // written 16 bytes at a time: lanes that own 8 bytes of a class trade halves of two classes with their neighbours.
 #pragma once
-#include "reduce.cuh"
+#include "dice_ce_loss_combine.cuh"
 
 namespace segops::cuda::dice_ce {
 
@@ -36,24 +36,9 @@ struct Plan {
   }
 };
 
-// Where the forward kernels leave the sums of every chunk, [chunks, 3 C + 2] and [chunks].
-struct Partial {
-  double* sums;
-  BadData* bad;
-};
-
-// Adds up the chunks, so many of each image, in order.
-cudaError_t combine(const DiceCeLossStatistics& p, int64_t of_image, const Partial& partial, cudaStream_t stream);
-
-// Offsets of parts of dynamic shared memory, each aligned to 16 bytes.
-struct Parts {
-  int bytes = 0;
-  SEGOPS_HOST_DEVICE int take(int64_t size) {
-    const int begin = bytes;
-    bytes += static_cast<int>((size + 15) / 16 * 16);
-    return begin;
-  }
-};
+inline Totals totals(const DiceCeLossStatistics& p) {
+  return {p.in.batch, p.in.classes, p.overlap, p.ce, p.bad_labels};
+}
 
 // How the logits may be read and their gradient written, decided once a launch.
 struct Access {

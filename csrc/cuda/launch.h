@@ -3,6 +3,7 @@
 // Pointers in the params are device pointers. Everything is queued on `stream` (a cudaStream_t); nothing waits for it.
 #pragma once
 #include "segops/confusion_matrix.h"
+#include "segops/dice_bce_loss.h"
 #include "segops/dice_ce_loss_coarse.h"
 #include "segops/max_unpool.h"
 #include "segops/upsample_argmax.h"
@@ -26,6 +27,15 @@ Failure dice_ce_loss_backward(const DiceCeLossBackward& params, void* stream);
 int64_t dice_ce_loss_coarse_scratch_bytes(const DiceCeLossCoarseStatistics& params);
 Failure dice_ce_loss_coarse_statistics(const DiceCeLossCoarseStatistics& params, void* scratch, void* stream);
 Failure dice_ce_loss_coarse_backward(const DiceCeLossCoarseBackward& params, void* stream);
+
+// These need the layout, too, and where the tensors begin.
+int64_t dice_bce_loss_scratch_bytes(const DiceBceLossStatistics& params);
+Failure dice_bce_loss_statistics(const DiceBceLossStatistics& params, void* scratch, void* stream);
+Failure dice_bce_loss_backward(const DiceBceLossBackward& params, void* stream);
+
+int64_t dice_bce_loss_coarse_scratch_bytes(const DiceBceLossCoarseStatistics& params);
+Failure dice_bce_loss_coarse_statistics(const DiceBceLossCoarseStatistics& params, void* scratch, void* stream);
+Failure dice_bce_loss_coarse_backward(const DiceBceLossCoarseBackward& params, void* stream);
 
 Failure upsample_bilinear2d(const UpsampleBilinear& params, void* stream);
 Failure upsample_bilinear2d_backward(const UpsampleBilinearBackward& params, void* stream);

@@ -18,14 +18,28 @@ constexpr int kVector = 16 / static_cast<int>(sizeof(T));  // elements of a 16-b
 
 __device__ __forceinline__ int lane_of_warp() { return static_cast<int>(threadIdx.x) % device::kWarp; }
 
+// V neighbouring elements with one access: of 16 bytes or more, or what a vector of a smaller type comes to.
 template <class T, int V>
 __device__ __forceinline__ void load_vector(const T* global, T (&v)[V]) {
+  constexpr int kBytes = V * static_cast<int>(sizeof(T));
   if constexpr (V == 1) {
     v[0] = device::load(global);
+  } else if constexpr (kBytes % 16 == 0) {
+#pragma unroll
+    for (int i = 0; i < kBytes / 16; ++i) {
+      const uint4 piece = device::load_16(reinterpret_cast<const char*>(global) + i * 16);
+      copy_bits(reinterpret_cast<char*>(v) + i * 16, &piece, 16);
+    }
+  } else if constexpr (kBytes == 8) {
+    const uint64_t piece = device::load(reinterpret_cast<const uint64_t*>(global));
+    copy_bits(v, &piece, 8);
+  } else if constexpr (kBytes == 4) {
+    const uint32_t piece = device::load(reinterpret_cast<const uint32_t*>(global));
+    copy_bits(v, &piece, 4);
   } else {
-    static_assert(V * sizeof(T) == 16);
-    const uint4 piece = device::load_16(global);
-    copy_bits(v, &piece, 16);
+    static_assert(kBytes == 2);
+    const uint16_t piece = device::load(reinterpret_cast<const uint16_t*>(global));
+    copy_bits(v, &piece, 2);
   }
 }
 

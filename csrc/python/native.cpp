@@ -28,6 +28,14 @@ PYBIND11_MODULE(_native, m) {
       py::arg("op"), py::arg("count"), py::arg("position"), py::arg("value"), py::arg("shape"), py::arg("classes"),
       py::arg("ignore_index"), py::arg("name") = "target");
   m.def(
+      "describe_bad_probabilities",
+      [](const std::string& op, int64_t count, int64_t position, int64_t value, const std::vector<int64_t>& shape, bool soft,
+         std::optional<int64_t> ignore_index, const std::string& name) {
+        return segops::describe_bad_probabilities(op, {count, position, value}, shape, soft, ignore_index, name);
+      },
+      py::arg("op"), py::arg("count"), py::arg("position"), py::arg("value"), py::arg("shape"), py::arg("soft"),
+      py::arg("ignore_index"), py::arg("name") = "target");
+  m.def(
       "describe_bad_indices",
       [](const std::string& op, int64_t count, int64_t position, int64_t value, const std::vector<int64_t>& shape,
          int64_t height, int64_t width, int64_t kernel_h, int64_t kernel_w) {

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "bad_data.h"
+#include "loss.h"
 #include "segops/dice_ce_loss_coarse.h"
 #include "segops/messages.h"
 #include "tensor.h"
@@ -47,22 +48,6 @@ void launch(const DiceCeLossCoarseStatistics& p, const Tensor&) { check(dice_ce_
 void launch(const DiceCeLossCoarseBackward& p, const Tensor&) { check(dice_ce_loss_coarse_backward(p, threads()), kOp); }
 #endif
 
-ScalarType accumulation_type(const Tensor& logits) {
-  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-const double* table(const std::optional<Tensor>& t, int64_t elements, const char* name, const Tensor& like) {
-  if (!t) return nullptr;
-  check_device(*t, like, kOp, name);
-  check(t->scalar_type() == ScalarType::Double && t->is_contiguous() && t->numel() == elements, "segops.", kOp, ": ", name,
-        " must be a contiguous float64 tensor of ", elements, " elements, got ", to_text(sizes_of(*t)));
-  return static_cast<const double*>(t->const_data_ptr());
-}
-
-std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
-  return t ? std::optional<Tensor>(torch::stable::contiguous(*t)) : std::nullopt;
-}
-
 // Owns the contiguous copies that the pointers in `in` may point into.
 struct Inputs {
   Pixels logits;
@@ -104,7 +89,7 @@ Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::vector<i
   r.in.target = r.target.const_data_ptr();
   r.in.target_dtype = dtype_of(target, "segops.dice_ce_loss: target");
   check(r.in.target_dtype >= Dtype::uint8, "segops.", kOp, ": target must be uint8, int16, int32 or int64");
-  r.in.weight = table(weight, r.in.classes, "weight", logits);
+  r.in.weight = table(weight, r.in.classes, kOp, "weight", logits);
   r.in.pixel_weight = r.pixel_weight ? r.pixel_weight->const_data_ptr() : nullptr;
   r.in.ignore_index = ignore_index;
   r.in.label_smoothing = label_smoothing;
@@ -127,21 +112,13 @@ Inputs coarse_inputs_of(const Tensor& logits, const Tensor& target, const std::o
   check(logits.dim() == 4 && target.dim() == 3, "segops.", kOp,
         ": coarse logits must be [N, C, h, w] with target [N, H, W], got ", to_text(sizes_of(logits)), " and ",
         to_text(sizes_of(target)));
-  check(logits.size(2) > 0 && logits.size(2) <= target.size(1) && logits.size(3) > 0 && logits.size(3) <= target.size(2),
-        "segops.", kOp, ": coarse logits must have at least one pixel and no more than target in each dimension, got ",
-        to_text(sizes_of(logits)), " and ", to_text(sizes_of(target)));
+  check_coarse(logits, target.size(1), target.size(2), kOp, target);
   Inputs r = inputs_of(logits, target, {logits.size(0), target.size(1), target.size(2)}, weight, pixel_weight, ignore_index,
                        label_smoothing, squared);
   r.in.logits = nullptr;
   r.in.pixels = target.size(1) * target.size(2);
   r.in.stride_n = r.in.stride_c = r.in.stride_s = 0;
   return r;
-}
-
-template <class Data>
-PlanesOf<Data> planes_of(Data* data, const Pixels& p) {
-  const int64_t h = p.tensor.size(2), w = p.tensor.size(3);
-  return PlanesOf<Data>{data, p.batch, p.classes, h, w, p.stride_n, p.stride_c, w * p.stride_s, p.stride_s};
 }
 
 CoarseLogits coarse_of(const Pixels& logits, const Tensor& target, bool align_corners) {
@@ -206,8 +183,8 @@ Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<
   p.in = inputs.in;
   // Autograd hands over expanded gradients.
   const std::optional<Tensor> overlap = contiguous(grad_overlap), ce = contiguous(grad_ce);
-  p.grad_overlap = table(overlap, inputs.in.batch * 3 * inputs.in.classes, "grad_overlap", logits);
-  p.grad_ce = table(ce, 2, "grad_ce", logits);
+  p.grad_overlap = table(overlap, inputs.in.batch * 3 * inputs.in.classes, kOp, "grad_overlap", logits);
+  p.grad_ce = table(ce, 2, kOp, "grad_ce", logits);
   p.grad_logits = grad_logits.mutable_data_ptr();
   p.grad_stride_n = grad.stride_n;
   p.grad_stride_c = grad.stride_c;
@@ -227,8 +204,8 @@ Tensor coarse_backward(const Tensor& logits, const Tensor& target, const std::op
 
   DiceCeLossCoarseBackward p{};
   p.loss.in = inputs.in;
-  p.loss.grad_overlap = table(overlap, inputs.in.batch * 3 * inputs.in.classes, "grad_overlap", logits);
-  p.loss.grad_ce = table(ce, 2, "grad_ce", logits);
+  p.loss.grad_overlap = table(overlap, inputs.in.batch * 3 * inputs.in.classes, kOp, "grad_overlap", logits);
+  p.loss.grad_ce = table(ce, 2, kOp, "grad_ce", logits);
   p.coarse = coarse_of(inputs.logits, target, align_corners);
   p.grad_logits = planes_of(grad_logits.mutable_data_ptr(), as_pixels(grad_logits));
   launch(p, logits);
@@ -250,9 +227,9 @@ Sums value(const Tensor& overlap, const Tensor& ce, const std::optional<Tensor>&
   Tensor scores = empty({batch_dice && with_overlap ? 1 : p.batch, p.classes}, ScalarType::Double, overlap);
   Tensor grad_overlap = empty(sizes_of(overlap), ScalarType::Double, overlap);
   Tensor grad_ce = empty({2}, ScalarType::Double, overlap);
-  p.overlap = with_overlap ? table(overlap, overlap.numel(), "overlap", overlap) : nullptr;
-  p.ce = table(ce, 2, "ce", overlap);
-  p.dice_class_weight = table(dice_class_weight, p.classes, "dice_class_weight", overlap);
+  p.overlap = with_overlap ? table(overlap, overlap.numel(), kOp, "overlap", overlap) : nullptr;
+  p.ce = table(ce, 2, kOp, "ce", overlap);
+  p.dice_class_weight = table(dice_class_weight, p.classes, kOp, "dice_class_weight", overlap);
   p.num_i = num_i;
   p.den_i = den_i;
   p.den_p = den_p;

@@ -176,10 +176,10 @@ inline Pixels as_pixels(const Tensor& t) {
   return p;
 }
 
-// A new tensor of t's shape and dtype: contiguous, or channels last if t is that and not also planar.
-inline Tensor empty_like_pixels(const Tensor& t, const Pixels& p) {
+// A new tensor of t's shape: contiguous, or channels last if p is that and not also planar.
+inline Tensor empty_like_pixels(const Tensor& t, const Pixels& p, ScalarType type) {
   const std::vector<int64_t> sizes = sizes_of(t);
-  if (p.planar()) return empty(sizes, t.scalar_type(), t);
+  if (p.planar()) return empty(sizes, type, t);
   std::vector<int64_t> strides(sizes.size());
   int64_t step = sizes[1];
   for (size_t d = sizes.size(); d-- > 2;) {
@@ -188,8 +188,9 @@ inline Tensor empty_like_pixels(const Tensor& t, const Pixels& p) {
   }
   strides[1] = 1;
   strides[0] = step;
-  return empty(sizes, strides, t.scalar_type(), t);
+  return empty(sizes, strides, type, t);
 }
+inline Tensor empty_like_pixels(const Tensor& t, const Pixels& p) { return empty_like_pixels(t, p, t.scalar_type()); }
 
 #ifdef SEGOPS_DEVICE_KERNELS
 // Where kernels of csrc/cuda are queued: the current stream of a tensor's device, which is made the current device. The

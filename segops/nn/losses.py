@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from segops.ops.deep_supervision_loss import deep_supervision_loss
+from segops.ops.dice_bce_loss import DiceBCELossParts, dice_bce_loss
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
-from segops.ops.dice_ce_loss_arguments import Overlap
-from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
+from segops.ops.loss_arguments import Overlap
 
 
 class DiceCELoss(nn.Module):
@@ -85,32 +86,96 @@ class DiceCELoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
 
 
+class DiceBCELoss(nn.Module):
+    """:func:`segops.dice_bce_loss` with its options held by a module.
+
+    Args: the keyword arguments of :func:`segops.dice_bce_loss` but `pixel_weight`, which goes to the call. `pos_weight`
+        becomes a buffer that is not saved with the model, as it is an option rather than state.
+
+    Shape:
+        logits [N, H, W] or [N, C, *spatial] (or coarse), target of the same layout; returns what the function returns.
+    """
+
+    pos_weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        pos_weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        bce_weight: float = 1.0,
+        dice_weight: float = 1.0,
+        focal_gamma: float = 0.0,
+        overlap: Overlap = "dice",
+        smooth: float = 1e-5,
+        batch_dice: bool = False,
+        squared: bool = False,
+        align_corners: bool = False,
+        reduction: str = "mean",
+        return_parts: bool = False,
+        process_group: Any = None,
+        validate: str = "raise",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("pos_weight", pos_weight, persistent=False)
+        self.options: dict[str, Any] = {
+            "ignore_index": ignore_index,
+            "bce_weight": bce_weight,
+            "dice_weight": dice_weight,
+            "focal_gamma": focal_gamma,
+            "overlap": overlap,
+            "smooth": smooth,
+            "batch_dice": batch_dice,
+            "squared": squared,
+            "align_corners": align_corners,
+            "reduction": reduction,
+            "return_parts": return_parts,
+            "process_group": process_group,
+            "validate": validate,
+            "backend": backend,
+        }
+
+    def forward(
+        self, logits: Tensor, target: Tensor, pixel_weight: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, DiceBCELossParts]:
+        return dice_bce_loss(logits, target, pos_weight=self.pos_weight, pixel_weight=pixel_weight, **self.options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
+
+
 class DeepSupervisionLoss(nn.Module):
     """:func:`segops.deep_supervision_loss` with its weights and options held by a module.
 
     Args:
         weights: one number for each head.
-        options: those of :class:`DiceCELoss`, whose buffers this module has, too.
+        loss: "dice_ce" or "dice_bce".
+        options: those of :class:`DiceCELoss`, or of :class:`DiceBCELoss`, whose buffers this module has, too.
 
     Shape:
-        logits: a list of [N, C, h, w], target [N, H, W]; returns what the function returns.
+        logits: a list of [N, C, h, w], target as for the loss; returns what the function returns.
     """
 
-    def __init__(self, weights: Sequence[float], **options: Any) -> None:
+    def __init__(self, weights: Sequence[float], *, loss: str = "dice_ce", **options: Any) -> None:
         super().__init__()
+        modules = {"dice_ce": DiceCELoss, "dice_bce": DiceBCELoss}
+        if loss not in modules:
+            raise ValueError(f'segops.nn.DeepSupervisionLoss: loss must be "dice_ce" or "dice_bce", got {loss!r}')
         self.weights = list(weights)
-        self.loss = DiceCELoss(**options)
+        self.kind = loss
+        self.loss = modules[loss](**options)
 
     def forward(
         self, logits: Sequence[Tensor], target: Tensor, pixel_weight: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, list[DiceCELossParts]]:
+    ) -> Tensor | tuple[Tensor, list[DiceCELossParts] | list[DiceBCELossParts]]:
         return deep_supervision_loss(
             logits,
             target,
             self.weights,
-            weight=self.loss.weight,
-            dice_class_weight=self.loss.dice_class_weight,
+            loss=self.kind,
             pixel_weight=pixel_weight,
+            **dict(self.loss.named_buffers()),
             **self.loss.options,
         )
 

@@ -1,8 +1,9 @@
 """One page per operator: schema, fake, autograd and the public function."""
 
 from segops.ops.confusion_matrix import confusion_matrix
+from segops.ops.deep_supervision_loss import deep_supervision_loss
+from segops.ops.dice_bce_loss import dice_bce_loss
 from segops.ops.dice_ce_loss import dice_ce_loss
-from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
 from segops.ops.max_unpool import flat_to_local_indices, local_to_flat_indices, max_pool2d, max_unpool2d
 from segops.ops.upsample_argmax import upsample_argmax
 from segops.ops.upsample_bilinear import upsample_bilinear2d, upsample_cat
@@ -12,6 +13,7 @@ __all__ = [
     "bed_of_nails2d",
     "confusion_matrix",
     "deep_supervision_loss",
+    "dice_bce_loss",
     "dice_ce_loss",
     "flat_to_local_indices",
     "local_to_flat_indices",

@@ -7,21 +7,20 @@ first two the sums of several ranks can be added.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from segops import backends, errors
-from segops._layout import pixel_stride
+from segops._layout import empty_like_pixels, pixel_stride
 from segops._library import define_op, no_double_backward
-from segops.ops import dice_ce_loss_ranks as ranks
-from segops.ops.dice_ce_loss_arguments import Overlap, check_options, check_tensors, is_coarse, overlap_coefficients
+from segops.ops import loss_arguments as common
+from segops.ops import loss_ranks as ranks
+from segops.ops.dice_ce_loss_arguments import OP, check_options, check_tensors
+from segops.ops.dice_ce_loss_value import loss_of_sums
+from segops.ops.loss_arguments import Overlap
 from segops.reference import dice_ce_loss as reference
-
-OP = "dice_ce_loss"
 
 
 class DiceCELossParts(NamedTuple):
@@ -44,10 +43,6 @@ class DiceCELossParts(NamedTuple):
 torch.utils._pytree._register_namedtuple(DiceCELossParts, serialized_type_name="segops.DiceCELossParts")
 
 
-def _accumulation_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
 def _fake_statistics(
     logits: Tensor,
     target: Tensor,
@@ -66,7 +61,7 @@ def _fake_statistics(
     return (
         logits.new_empty((n, 3, c) if with_overlap else (0,), dtype=torch.float64),
         logits.new_empty((2,), dtype=torch.float64),
-        logits.new_empty(target.shape if with_map else (0,), dtype=_accumulation_dtype(logits)),
+        logits.new_empty(target.shape if with_map else (0,), dtype=common.accumulation_dtype(logits)),
         logits.new_empty((c, c) if with_confusion else (0,), dtype=torch.int64),
         logits.new_empty((3,), dtype=torch.int64),
     )
@@ -84,35 +79,7 @@ def _fake_backward(
     squared: bool,
     align_corners: bool = False,
 ) -> Tensor:
-    if pixel_stride(logits) not in (None, 1):
-        return torch.empty_like(logits.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
-
-
-def _fake_value(
-    overlap: Tensor,
-    ce: Tensor,
-    dice_class_weight: Tensor | None,
-    num_i: float,
-    den_i: float,
-    den_p: float,
-    den_t: float,
-    smooth: float,
-    ce_weight: float,
-    dice_weight: float,
-    batch_dice: bool,
-    include_background: bool,
-    skip_absent: bool,
-    ce_mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    scores = (1 if batch_dice else overlap.shape[0], overlap.shape[2]) if overlap.ndim == 3 else (0, 0)
-    return (
-        overlap.new_empty(()),
-        overlap.new_empty((2,)),
-        overlap.new_empty(scores),
-        torch.empty_like(overlap, memory_format=torch.contiguous_format),
-        overlap.new_empty((2,)),
-    )
+    return empty_like_pixels(logits)
 
 
 def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -142,18 +109,6 @@ def _statistics_backward(
     return (grad, *[None] * (10 + len(ctx.align_corners)))
 
 
-def _save_value(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(output[3], output[4])
-    ctx.set_materialize_grads(False)
-
-
-def _value_backward(ops: Any, ctx: Any, grad_loss: Any, *_: Any) -> tuple[Any, ...]:
-    if grad_loss is None:
-        return (None,) * 14
-    grad_overlap, grad_ce = ctx.saved_tensors
-    return (grad_overlap * grad_loss, grad_ce * grad_loss, *[None] * 12)
-
-
 _STATISTICS = (
     "(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, "
     "bool squared, bool with_overlap, bool with_confusion, bool with_map, int on_bad{more}) "
@@ -168,15 +123,6 @@ for _name, _more in (("dice_ce_loss", ""), ("dice_ce_loss_coarse", ", bool align
         f"{_name}_statistics{_STATISTICS.format(more=_more)}", _fake_statistics, _save_statistics, _statistics_backward
     )
     define_op(f"{_name}_backward{_BACKWARD.format(more=_more)}", _fake_backward, backward=no_double_backward(OP))
-define_op(
-    "dice_ce_loss_value(Tensor overlap, Tensor ce, Tensor? dice_class_weight, float num_i, float den_i, float den_p, "
-    "float den_t, float smooth, float ce_weight, float dice_weight, bool batch_dice, bool include_background, "
-    "bool skip_absent, bool ce_mean) "
-    "-> (Tensor loss, Tensor parts, Tensor scores, Tensor grad_overlap, Tensor grad_ce)",
-    _fake_value,
-    _save_value,
-    _value_backward,
-)
 
 
 def dice_ce_loss(
@@ -258,16 +204,20 @@ def dice_ce_loss(
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; a bad label.
     """
     interpolate = check_tensors(logits, target, weight, pixel_weight, dice_class_weight)
-    coefficients = overlap_coefficients(overlap)
+    coefficients = common.overlap_coefficients(OP, overlap)
     check_options(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
-        ce_weight=ce_weight,
+        include_background=include_background,
+        absent_classes=absent_classes,
+    )
+    common.check_options(
+        OP,
+        term="ce",
+        term_weight=ce_weight,
         dice_weight=dice_weight,
         smooth=smooth,
         batch_dice=batch_dice,
-        include_background=include_background,
-        absent_classes=absent_classes,
         squared=squared,
         align_corners=align_corners,
         reduction=reduction,
@@ -276,39 +226,22 @@ def dice_ce_loss(
     )
     errors.raise_arrived()
     if process_group is not None:
-        ranks.check_group(process_group, reduction)
+        ranks.check_group(OP, process_group, reduction)
     chosen = backends.resolve(backend, logits.device)
-    device_type = logits.device.type
-    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    dtype = _accumulation_dtype(logits) if autocast else logits.dtype
-    accumulate = _accumulation_dtype(logits)
+    dtype = common.result_dtype(logits)
+    accumulate = common.accumulation_dtype(logits)
     with_map = reduction == "none"
-    value_options: dict[str, Any] = {
-        "batch_dice": batch_dice,
-        "include_background": include_background,
-        "skip_absent": absent_classes == "skip",
-        "ce_mean": reduction == "mean",
-    }
-    if interpolate and (chosen == "reference" or not is_coarse(logits, target)):
+    if interpolate and (chosen == "reference" or not common.is_coarse(logits, target)):
         logits = reference.interpolated(logits.to(accumulate), target.shape[1:], align_corners)
         interpolate = False
-    of_sums: Any  # a ranks.Value
     if chosen == "reference":
         target = _reference_target(target, logits.shape[1], ignore_index, validate)
         sums, ce_sums, ce_map, confusion = reference.statistics(
             logits.to(accumulate), target, weight, pixel_weight, ignore_index, label_smoothing, squared
         )
-        of_sums = partial(
-            reference.value,
-            coefficients=coefficients,
-            smooth=smooth,
-            dice_class_weight=dice_class_weight,
-            **value_options,
-        )
     else:
         ops = getattr(torch.ops, backends.namespace(chosen))
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(logits).tangent is not None:
-            raise NotImplementedError("segops.dice_ce_loss: forward-mode AD (jvp) is not supported")
+        common.refuse_forward_mode(OP, logits)
         if pixel_stride(logits) is None:
             logits = logits.contiguous()  # once, rather than in forward and in backward
         statistics = ops.dice_ce_loss_coarse_statistics if interpolate else ops.dice_ce_loss_statistics
@@ -328,30 +261,23 @@ def dice_ce_loss(
         )
         if validate == "raise":
             errors.raise_bad_labels(OP, bad_labels, target, logits.shape[1], ignore_index)
-
-        def value(sums: Tensor, ce_sums: Tensor, ce_weight: float, dice_weight: float) -> tuple[Tensor, Tensor, Tensor]:
-            loss, parts, scores, _, _ = ops.dice_ce_loss_value(
-                sums,
-                ce_sums,
-                None if dice_class_weight is None else dice_class_weight.to(torch.float64).contiguous(),
-                *coefficients,
-                float(smooth),
-                float(ce_weight),
-                float(dice_weight),
-                *value_options.values(),
-            )
-            return loss, parts, scores
-
-        of_sums = value
-
     if with_map:
         return ce_map.to(dtype)
-    if process_group is None:
-        loss, parts, scores = of_sums(sums, ce_sums, ce_weight, dice_weight)
-    else:
-        loss, parts, scores = ranks.value(
-            process_group, sums, ce_sums, of_sums, ce_weight=ce_weight, dice_weight=dice_weight, **value_options
-        )
+    loss, parts, scores = loss_of_sums(
+        chosen,
+        sums,
+        ce_sums,
+        process_group,
+        ce_weight=ce_weight,
+        dice_weight=dice_weight,
+        coefficients=coefficients,
+        smooth=smooth,
+        dice_class_weight=dice_class_weight,
+        batch_dice=batch_dice,
+        include_background=include_background,
+        skip_absent=absent_classes == "skip",
+        ce_mean=reduction == "mean",
+    )
     if not return_parts:
         return loss.to(dtype)
     ce, dice, scores = (t.detach().to(dtype) for t in (parts[0], parts[1], scores))

@@ -6,6 +6,47 @@ import triton
 import triton.language as tl
 
 
+@triton.jit
+def store_overlap(partial, overlap, entries, chunks, groups, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr):
+    """The sums of this program's image and group of entries."""
+    program = tl.program_id(0).to(tl.int64)
+    n = program // groups
+    entry = (program % groups) * BLOCK_E + tl.arange(0, BLOCK_E)
+    row = tl.arange(0, BLOCK_R)
+    total = tl.zeros((BLOCK_R, BLOCK_E), tl.float64)
+    for start in range(0, chunks, BLOCK_R):
+        mask = (row < chunks - start)[:, None] & (entry < entries)[None, :]
+        at = (n * chunks + start + row)[:, None] * entries + entry[None, :]
+        total += tl.load(partial + at, mask=mask, other=0.0).to(tl.float64)
+    tl.store(overlap + n * entries + entry, tl.sum(total, axis=0), mask=entry < entries)
+
+
+@triton.jit
+def store_totals(partial_ce, partial_bad, ce, bad_labels, programs, BLOCK: tl.constexpr):
+    """The cross-entropy, and how many labels are bad; that and the position of the first are returned."""
+    lanes = tl.arange(0, BLOCK)
+    loss = tl.zeros((BLOCK,), tl.float64)
+    share = tl.zeros((BLOCK,), tl.float64)
+    count = tl.zeros((BLOCK,), tl.int64)
+    first = tl.full((BLOCK,), 0x7FFFFFFFFFFFFFFF, tl.int64)
+    for start in range(0, programs, BLOCK):
+        at = 2 * (start + lanes.to(tl.int64))
+        inside = lanes < programs - start
+        loss += tl.load(partial_ce + at, mask=inside, other=0.0).to(tl.float64)
+        share += tl.load(partial_ce + at + 1, mask=inside, other=0.0).to(tl.float64)
+        bad = tl.load(partial_bad + at, mask=inside, other=0)
+        position = tl.load(partial_bad + at + 1, mask=bad > 0, other=0x7FFFFFFFFFFFFFFF)
+        count += bad
+        first = tl.minimum(first, position)
+    tl.store(ce, tl.sum(loss, axis=0))
+    tl.store(ce + 1, tl.sum(share, axis=0))
+    found = tl.sum(count, axis=0)
+    position = tl.where(found > 0, tl.min(first, axis=0), 0)
+    tl.store(bad_labels, found)
+    tl.store(bad_labels + 1, position)
+    return found, position
+
+
 @triton.jit(do_not_specialize=["chunks", "programs"])
 def dice_ce_loss_sums_kernel(
     partial_overlap,  # T [programs, 3, C] or None
@@ -24,39 +65,11 @@ def dice_ce_loss_sums_kernel(
     BLOCK: tl.constexpr,
 ):
     """One program for each image and group of entries; the last one adds the cross-entropy and the bad labels."""
-    program = tl.program_id(0).to(tl.int64)
-    if program + 1 < tl.num_programs(0):
+    if tl.program_id(0) + 1 < tl.num_programs(0):
         if partial_overlap is not None:
-            n = program // groups
-            entry = (program % groups) * BLOCK_E + tl.arange(0, BLOCK_E)
-            row = tl.arange(0, BLOCK_R)
-            total = tl.zeros((BLOCK_R, BLOCK_E), tl.float64)
-            for start in range(0, chunks, BLOCK_R):
-                mask = (row < chunks - start)[:, None] & (entry < entries)[None, :]
-                at = (n * chunks + start + row)[:, None] * entries + entry[None, :]
-                total += tl.load(partial_overlap + at, mask=mask, other=0.0).to(tl.float64)
-            tl.store(overlap + n * entries + entry, tl.sum(total, axis=0), mask=entry < entries)
+            store_overlap(partial_overlap, overlap, entries, chunks, groups, BLOCK_R, BLOCK_E)
     else:
-        lanes = tl.arange(0, BLOCK)
-        loss = tl.zeros((BLOCK,), tl.float64)
-        share = tl.zeros((BLOCK,), tl.float64)
-        count = tl.zeros((BLOCK,), tl.int64)
-        first = tl.full((BLOCK,), 0x7FFFFFFFFFFFFFFF, tl.int64)
-        for start in range(0, programs, BLOCK):
-            at = 2 * (start + lanes.to(tl.int64))
-            inside = lanes < programs - start
-            loss += tl.load(partial_ce + at, mask=inside, other=0.0).to(tl.float64)
-            share += tl.load(partial_ce + at + 1, mask=inside, other=0.0).to(tl.float64)
-            bad = tl.load(partial_bad + at, mask=inside, other=0)
-            position = tl.load(partial_bad + at + 1, mask=bad > 0, other=0x7FFFFFFFFFFFFFFF)
-            count += bad
-            first = tl.minimum(first, position)
-        tl.store(ce, tl.sum(loss, axis=0))
-        tl.store(ce + 1, tl.sum(share, axis=0))
-        found = tl.sum(count, axis=0)
-        position = tl.where(found > 0, tl.min(first, axis=0), 0)
-        tl.store(bad_labels, found)
-        tl.store(bad_labels + 1, position)
+        found, position = store_totals(partial_ce, partial_bad, ce, bad_labels, programs, BLOCK)
         tl.store(bad_labels + 2, tl.load(target + position, mask=found > 0, other=0).to(tl.int64))
 
 

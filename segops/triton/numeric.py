@@ -48,3 +48,24 @@ def exp_of_difference(x):
         n = shifted - 12583039.0
         r = (x - n * 0.693359375) + n * 2.12194440e-4
         return tl.exp(r) * (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for 0 <= x <= 1, with small relative error also where x vanishes beside 1.
+
+    In float32 x + x^2 q(x), where q has the least relative error of the sum on [0, 1] (3e-8); in float64 by Kahan's
+    quotient: log(u) / (u - 1) hardly differs from log(1 + x) / x where u is 1 + x rounded.
+    """
+    if x.dtype == tl.float64:
+        u = 1.0 + x
+        return tl.where(u == 1.0, x, tl.log(u) * (x / (u - 1.0)))
+    else:
+        q = x * 0.005364815704524517 - 0.030065758153796196
+        q = q * x + 0.07920447736978531
+        q = q * x - 0.13753797113895416
+        q = q * x + 0.1915365308523178
+        q = q * x - 0.24857163429260254
+        q = q * x + 0.3332132399082184
+        q = q * x - 0.49999648332595825
+        return x + x * x * q

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segops.ops.dice_ce_loss_arguments import overlap_coefficients
+from segops.ops.loss_arguments import overlap_coefficients
 from segops.reference import dice_ce_loss as reference
 
 #: One of everything that changes the value; each is run on every backend, dtype and layout somewhere.
@@ -115,7 +115,7 @@ def eager(
     if dice_weight:
         overlap_term, _ = reference.dice(
             reference.overlap_sums(logits, label, ignore_index, squared),
-            coefficients=overlap_coefficients(overlap),
+            coefficients=overlap_coefficients("dice_ce_loss", overlap),
             smooth=smooth,
             batch_dice=batch_dice,
             include_background=include_background,

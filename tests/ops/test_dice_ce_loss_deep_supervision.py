@@ -11,6 +11,7 @@ from torch import Tensor
 
 import segops
 from tests.cases import make_logits, random_labels
+from tests.ops import dice_bce_loss_eager
 from tests.ops.dice_ce_loss_coarse_cases import coarse_eager
 from tests.ops.dice_ce_loss_eager import eager
 
@@ -33,6 +34,23 @@ def test_is_the_weighted_sum_and_so_are_its_gradients(options: dict[str, Any], b
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(torch.autograd.grad(loss, heads), torch.autograd.grad(expected, heads), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_binary_heads(flat: bool, backend: str, device: str) -> None:
+    """Lists of saliency maps, each with one channel or none."""
+    heads, _ = heads_and_target(device)
+    heads = [head[:, 0].detach().requires_grad_() if flat else head for head in heads]
+    target = dice_bce_loss_eager.make_target((2, *SIZE) if flat else (2, 4, *SIZE), device=device)
+    options: dict[str, Any] = {"focal_gamma": 1.0, "batch_dice": True}
+    loss = segops.deep_supervision_loss(heads, target, WEIGHTS, loss="dice_bce", backend=backend, **options)
+    losses = [dice_bce_loss_eager.eager(head, target, **options) for head in heads]
+    expected = sum(weight * one for weight, one in zip(WEIGHTS, losses, strict=True))
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(torch.autograd.grad(loss, heads), torch.autograd.grad(expected, heads), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+    _, parts = segops.deep_supervision_loss(heads, target, WEIGHTS, loss="dice_bce", return_parts=True, backend=backend)
+    assert [type(own).__name__ for own in parts] == ["DiceBCELossParts"] * len(heads)
 
 
 def test_parts_and_maps(backend: str, device: str) -> None:
@@ -85,6 +103,7 @@ def test_compiles_into_one_graph(device: str) -> None:
         (TypeError, {"weights": (1, 1, 1, "1")}, "weights[3] must be a number, got str"),
         (ValueError, {"weights": (1, float("nan"), 1, 1)}, "weights[1] must be finite, got nan"),
         (ValueError, {"weights": (0, 0.0, 0, 0)}, "weights must not all be zero, got [0, 0.0, 0, 0]"),
+        (ValueError, {"loss": "ce"}, 'loss must be "dice_ce" or "dice_bce", got \'ce\''),
         (ValueError, {"logits": (), "weights": ()}, "weights must not all be zero, got []"),
         (
             ValueError,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segops.ops.dice_ce_loss import overlap_coefficients
+from segops.ops.loss_arguments import overlap_coefficients
 from segops.triton import dice_ce_loss as op
 
 
@@ -33,7 +33,7 @@ class _Loss(torch.autograd.Function):
             sums,
             ce,
             None if class_weight is None else class_weight.to(**double),
-            *overlap_coefficients(options.get("overlap", "dice")),
+            *overlap_coefficients("dice_ce_loss", options.get("overlap", "dice")),
             options.get("smooth", 1e-5),
             options.get("ce_weight", 1.0),
             dice_weight,

@@ -13,7 +13,7 @@ from torch import Tensor
 from segops.triton import dice_ce_loss as op
 from segops.triton import interpreting
 from segops.triton._runtime import launch
-from segops.triton.numeric import exp_of_difference, narrow, widen
+from segops.triton.numeric import exp_of_difference, log1p, narrow, widen
 from tests.cases import make_logits, random_labels
 
 pytestmark = pytest.mark.skipif(not interpreting(), reason="kernels are compiled: they need CUDA tensors")
@@ -35,6 +35,12 @@ def _narrow_kernel(x, y, BLOCK: tl.constexpr):
 def _exp_kernel(x, y, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
     tl.store(y + at, exp_of_difference(tl.load(x + at)))
+
+
+@triton.jit
+def _log1p_kernel(x, y, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(y + at, log1p(tl.load(x + at)))
 
 
 def apply(kernel: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -76,6 +82,18 @@ def test_exponential() -> None:
     assert apply(_exp_kernel, torch.full((16,), float("nan")), torch.float32).isnan().all()
     double = -torch.linspace(0, 700, 1 << 12, dtype=torch.float64)
     torch.testing.assert_close(apply(_exp_kernel, double, torch.float64), double.exp(), rtol=1e-15, atol=0)
+
+
+def test_logarithm_of_a_little_more_than_one() -> None:
+    """A few units in the last place, relative to results that go down to the smallest numbers."""
+    for dtype, units in ((torch.float32, 2.0), (torch.float64, 4.0)):
+        x = torch.cat([torch.linspace(0, 1, (1 << 15) - 2), torch.logspace(-37, 0, 1 << 15)]).to(dtype)
+        x = torch.cat([x, torch.tensor([0.0, float("nan")], dtype=dtype)])
+        y, truth = apply(_log1p_kernel, x, dtype), x.double().log1p()
+        error = ((y.double() - truth) / truth)[1:-2].abs()
+        assert float(error.max()) < units * torch.finfo(dtype).eps
+        assert y[-2] == 0
+        assert y[-1].isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -1,5 +1,6 @@
 // Texts that several libraries must say with the same words.
 #pragma once
+#include <bit>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -25,15 +26,35 @@ inline std::string describe_position(int64_t position, const std::vector<int64_t
 }
 
 // "segops.<op>: target has 3 labels outside [0, 19) that are not ignore_index (255); the first is 42 at [0, 7, 12]"
+inline std::string describe_labels(const std::string& op, const BadData& bad, const std::vector<int64_t>& shape,
+                                   const std::string& range, const std::string& value, std::optional<int64_t> ignore_index,
+                                   const std::string& name) {
+  std::ostringstream text;
+  text << "segops." << op << ": " << name << " has " << bad.count << (bad.count == 1 ? " label" : " labels") << " outside "
+       << range;
+  if (ignore_index) text << " that " << (bad.count == 1 ? "is" : "are") << " not ignore_index (" << *ignore_index << ")";
+  text << "; the first is " << value << " at " << describe_position(bad.position, shape);
+  return text.str();
+}
+
+// Class indices.
 inline std::string describe_bad_labels(const std::string& op, const BadData& bad, const std::vector<int64_t>& shape,
                                        int64_t classes, std::optional<int64_t> ignore_index,
                                        const std::string& name = "target") {
-  std::ostringstream text;
-  text << "segops." << op << ": " << name << " has " << bad.count << (bad.count == 1 ? " label" : " labels")
-       << " outside [0, " << classes << ")";
-  if (ignore_index) text << " that " << (bad.count == 1 ? "is" : "are") << " not ignore_index (" << *ignore_index << ")";
-  text << "; the first is " << bad.value << " at " << describe_position(bad.position, shape);
-  return text.str();
+  return describe_labels(op, bad, shape, "[0, " + std::to_string(classes) + ")", std::to_string(bad.value), ignore_index,
+                         name);
+}
+
+// Labels of two classes: 0 and 1, or `soft` ones between them, whose value is recorded as the bits of a double.
+inline std::string describe_bad_probabilities(const std::string& op, const BadData& bad, const std::vector<int64_t>& shape,
+                                              bool soft, std::optional<int64_t> ignore_index,
+                                              const std::string& name = "target") {
+  std::ostringstream value;
+  if (soft)
+    value << std::bit_cast<double>(bad.value);
+  else
+    value << bad.value;
+  return describe_labels(op, bad, shape, soft ? "[0, 1]" : "{0, 1}", value.str(), ignore_index, name);
 }
 
 // "segops.<op>: 2 indices are outside their window of 3 x 3, [0, 9), or the output of 7 x 9; the first is 9 at [n, c, y, x]

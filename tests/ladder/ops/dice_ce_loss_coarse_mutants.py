@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tests.ladder.operator import Mutant, case
 
-SHARED, FORWARD, BACKWARD = "dice_ce_loss_coarse.cuh", "dice_ce_loss_coarse.cu", "dice_ce_loss_coarse_backward.cu"
+WINDOW, GATHER = "coarse_window.cuh", "coarse_gather.cuh"
+FORWARD, BACKWARD = "dice_ce_loss_coarse.cu", "dice_ce_loss_coarse_backward.cu"
 UNREAD, REWRITTEN = "missing barrier before reading a reduction buffer", "missing barrier before rewriting it"
 PAST, WRONG = "store one past the row", "wrong element"
 
@@ -29,8 +30,8 @@ MUTANTS = (
         "coarse: softmax read at once",
         UNREAD,
         BACKWARD,
-        "SYNC_THREADS();\n\n      const int first_row",
-        "const int first_row",
+        "SYNC_THREADS();\n\n      for (int c = 0;",
+        "for (int c = 0;",
         (3, 4),
     ),
     Mutant(
@@ -45,8 +46,8 @@ MUTANTS = (
         "coarse: sums of columns read at once",
         UNREAD,
         BACKWARD,
-        "put(low + 1, next);\n        }\n        SYNC_THREADS();\n",
-        "put(low + 1, next);\n        }\n",
+        "SYNC_THREADS();\n        gather.sum_along",
+        "gather.sum_along",
         (3, 4),
     ),
     Mutant(
@@ -60,7 +61,7 @@ MUTANTS = (
     Mutant(
         "coarse: pixels beyond the border are left out",
         "border cells are not recomputed",
-        BACKWARD,
+        GATHER,
         "first_output(horizontal, left - 1)",
         "first_output(horizontal, left)",
         (3,),
@@ -68,7 +69,7 @@ MUTANTS = (
     Mutant(
         "coarse: rows beyond the border are left out",
         "border cells are not recomputed",
-        BACKWARD,
+        GATHER,
         "first_output(vertical, top - 1)",
         "first_output(vertical, top)",
         (3,),
@@ -76,7 +77,7 @@ MUTANTS = (
     Mutant(
         "coarse: weight of the other tap",
         "wrong weight of the second tap",
-        BACKWARD,
+        GATHER,
         "next += weight * g;",
         "next += (A(1) - weight) * g;",
         (3,),
@@ -84,23 +85,23 @@ MUTANTS = (
     Mutant(
         "coarse: last row takes a share",
         "wrong weight of the second tap",
-        BACKWARD,
-        "(low == last_row ? A(1) : A(1) - weight) * g",
+        GATHER,
+        "(low == block.last_row ? A(1) : A(1) - weight) * g",
         "(A(1) - weight) * g",
         (3,),
     ),
     Mutant(
         "coarse: last column takes a share",
         "wrong weight of the second tap",
-        BACKWARD,
-        "is_last = left + j == last_column",
-        "is_last = left + j > last_column",
+        GATHER,
+        "is_last = block.left + j == block.last_column",
+        "is_last = block.left + j > block.last_column",
         (3,),
     ),
     Mutant(
         "coarse: window one row short",
         "window one row short",
-        SHARED,
+        WINDOW,
         "static_cast<int>(last.high - first.low) + 1,",
         "static_cast<int>(last.high - first.low),",
         (3, 4),
@@ -108,7 +109,7 @@ MUTANTS = (
     Mutant(
         "coarse: window's pitch too small",
         PAST,
-        SHARED,
+        WINDOW,
         "/ of_word | 1) * of_word",
         "/ of_word | 1) * of_word - 2",
         (3, 4),
@@ -116,7 +117,7 @@ MUTANTS = (
     Mutant(
         "coarse: row below the last",
         PAST,
-        SHARED,
+        WINDOW,
         "low < last ? low + 1 : last",
         "low <= last ? low + 1 : last",
         (3, 4),
@@ -149,9 +150,9 @@ MUTANTS = (
     Mutant(
         "coarse: totals of the last piece only",
         WRONG,
-        BACKWARD,
-        "totals[c * rows * columns + i] += total",
-        "totals[c * rows * columns + i] = total",
+        GATHER,
+        "totals[first * rows * columns + i] += total",
+        "totals[first * rows * columns + i] = total",
         (3,),
     ),
     Mutant(

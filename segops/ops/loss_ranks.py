@@ -1,4 +1,4 @@
-"""dice_ce_loss over the ranks of a process group: one sum over ranks between the two passes over the logits.
+"""A loss over the ranks of a process group: one sum over ranks between the two passes over the logits.
 
 Every rank gets the loss of the whole batch. Its gradient is multiplied by the number of ranks, so that the mean that
 DistributedDataParallel takes of the ranks' gradients is the gradient of one rank with the whole batch.
@@ -30,16 +30,15 @@ class _SumOverRanks(torch.autograd.Function):
         return grads[0] * ctx.ranks, None
 
 
-def check_group(process_group: Any, reduction: str) -> None:
+def check_group(op: str, process_group: Any, reduction: str) -> None:
     if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
         raise TypeError(
-            "segops.dice_ce_loss: process_group must be a torch.distributed.ProcessGroup, "
-            f"got {type(process_group).__name__}"
+            f"segops.{op}: process_group must be a torch.distributed.ProcessGroup, got {type(process_group).__name__}"
         )
     if dist.get_rank(process_group) < 0:
-        raise ValueError("segops.dice_ce_loss: process_group must contain this rank")
+        raise ValueError(f"segops.{op}: process_group must contain this rank")
     if reduction == "none":
-        raise ValueError('segops.dice_ce_loss: process_group must be None with reduction="none": a map is not a sum')
+        raise ValueError(f'segops.{op}: process_group must be None with reduction="none": a map is not a sum')
 
 
 def value(

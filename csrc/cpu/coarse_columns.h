@@ -1,4 +1,4 @@
-// Linear interpolation along rows, in vectors, and its transpose: what dice_ce_loss does with rows of coarse logits.
+// Linear interpolation along rows, in vectors, and its transpose: what losses do with rows of coarse logits.
 //
 // A target row is cut into strips of up to `capacity` columns, so that what a strip needs stays in the first-level cache.
 // Nothing shrinks, so a vector of target columns reads a vector of neighbouring logits, in an order that is known from the

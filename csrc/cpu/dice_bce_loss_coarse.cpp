@@ -1,0 +1,198 @@
+// dice_bce_loss of coarse logits on the CPU, one channel at a time: a tile of target rows is interpolated where it is used,
+// in the first-level cache, and its gradient goes back from there (coarse_rows.h). Interpolated logits and their gradient
+// are never in memory.
+#include "coarse_rows.h"
+#include "dice_bce_loss_sums.h"
+#include "isa.h"
+#include "parallel.h"
+#include "segops/dice_bce_loss.h"
+#include "work.h"
+
+namespace segops::SEGOPS_ISA {
+namespace {
+
+// An item is a band of rows of logits of one plane.
+template <class T>
+struct Plan {
+  int64_t width, rows, bands, items;  // columns of a strip, rows of logits in a band
+
+  Plan(const DiceBceLossInputs& in, const LinearAxis& vertical, const LinearAxis& horizontal) {
+    constexpr int64_t kWidest = 512, kTile = kTileElements<T>;
+    const int64_t planes = in.batch * in.channels, all = (horizontal.out + kTile - 1) / kTile * kTile;
+    width = all < kWidest ? all : kWidest;
+    rows = band_rows(planes, vertical.in);
+    bands = (vertical.in + rows - 1) / rows;
+    items = planes * bands;
+  }
+  int64_t pixels() const { return kTileRows * width; }
+};
+
+// The target rows of a tile: what they are in [N, C, S], and where their block begins.
+struct TileRows {
+  int64_t image, channel, first_pixel, stride, count;
+  Strip strip;
+  Run run(int64_t k) const { return Run{image, channel, 1, first_pixel + k * stride, strip.size}; }
+};
+
+// Labels and weights of a tile. Returns whether any of its rows is masked.
+template <class T>
+bool load_tile(Block<T>& b, const DiceBceLossInputs& in, const TileRows& tile, BadData* found) {
+  bool masked = false;
+  for (int64_t k = 0; k < tile.count; ++k) {
+    Block<T> part = b.part(k * tile.strip.padded, tile.strip.padded);
+    load_run(part, in, tile.run(k), tile.strip.padded, found);
+    masked |= part.masked;
+  }
+  b.padded = tile.count * tile.strip.padded;
+  return masked;
+}
+
+template <class T, class In>
+Status run_statistics(const DiceBceLossCoarseStatistics& params, const Parallel& parallel) {
+  const DiceBceLossInputs& in = params.loss.in;
+  const LinearAxis &vertical = params.vertical, &horizontal = params.horizontal;
+  const Plan<T> plan(in, vertical, horizontal);
+  const Terms<T> terms(in);
+
+  const int64_t block_bytes = Block<T>::bytes(plan.pixels());
+  const int64_t bytes = block_bytes + (Interpolation<T, In>::bytes(1, plan.width) + 63) / 64 * 64;
+  const Columns<T> columns(horizontal, plan.width, kTileElements<T>);
+  const Memory scratch(parallel.workers * bytes);
+  const Partials partials(params.loss, 1, plan.bands);
+  if (!columns.allocated() || !scratch.data || !partials.allocated()) return Status::out_of_memory;
+
+  for_each_item(parallel, plan.items, is_small(in), [&](int64_t item, int32_t worker) {
+    char* const memory = scratch.data + worker * bytes;
+    Block<T> b(memory, plan.pixels());
+    Interpolation<T, In> logits(params.logits, 1, columns, plan.width, memory + block_bytes);
+    const int64_t plane = item / plan.bands, n = plane / in.channels, c = plane % in.channels;
+    const int64_t first = item % plan.bands * plan.rows;
+    const int64_t begin = first_output(vertical, first), end = first_output(vertical, first + plan.rows);
+    OneChannel<T> channel = channel_of<T>(in, n, c, nullptr);
+    T* const map = static_cast<T*>(params.loss.bce_map);
+    for (int64_t s = 0; s < columns.strips(); ++s) {
+      logits.begin(n, c, s);
+      for (int64_t y = begin, count; y < end; y += count) {
+        count = rows_together(vertical, y, end, kTileRows);
+        const Strip strip = columns.strip(s);
+        const TileRows tile{n, c, y * horizontal.out + strip.first, horizontal.out, count, strip};
+        const bool masked = load_tile(b, in, tile, partials.bad_of(item));
+        const Between<T> x = logits.at(vertical, y, static_cast<int>(count));
+        for (int64_t k = 0; k < count; ++k) {
+          const Block<T> part = b.part(k * strip.padded, strip.padded);
+          with_flags(in.focal_gamma != 0, masked, [&](auto focal, auto some) {
+            add_block<decltype(focal)::value, decltype(some)::value>(part, x.row(k), terms, channel, partials.bce_of(item),
+                                                                     map ? part.result : nullptr);
+          });
+          const DiceBceLossStatistics& p = params.loss;
+          const Run run = tile.run(k);
+          if (map) write_row(part.result, run, Place(p.map_stride_n, p.map_stride_c, p.map_stride_s, run), map);
+        }
+        channel.end_block();
+      }
+    }
+    channel.end_piece(partials.overlap_of(item));
+  });
+  partials.reduce();
+  return Status::ok;
+}
+
+// Adds what a tile's gradient is to the sums of the two rows of logits around it.
+template <bool kFocal, bool kMasked, class T>
+void add_gradient(const Block<T>& block, const Between<T>& x, const Terms<T>& terms, T grad_bce,
+                  const OneChannel<T, 1>& channel, const ToSums<T>& to) {
+  constexpr int kLanes = kNativeLanes<T>;
+  using V = Vec<T, kLanes>;
+  const Block<T> b = block;  // copies, as what is stored might be these themselves for all the compiler knows
+  const Terms<T> own = terms;
+  const OneChannel<T, 1> constants = channel;
+  to.template sum<1, kLanes, V>(0, [&](int64_t k, int64_t i, V(&v)[1]) __attribute__((always_inline)) {
+    v[0] = x.row(k).template at<kLanes, T>(0, i);
+    gradient_tile<kFocal, kMasked>(b, k * x.width + i, own, grad_bce, constants, v);
+  });
+}
+
+template <class T, class In>
+Status run_backward(const DiceBceLossCoarseBackward& params, const Parallel& parallel) {
+  const DiceBceLossInputs& in = params.loss.in;
+  const LinearAxis &vertical = params.vertical, &horizontal = params.horizontal;
+  const Plan<T> plan(in, vertical, horizontal);
+  const Terms<T> terms(in);
+  const T grad_bce = static_cast<T>(params.loss.grad_bce ? params.loss.grad_bce[0] : 0.);
+
+  const int64_t block_bytes = Block<T>::bytes(plan.pixels());
+  const int64_t interpolation_bytes = (Interpolation<T, In>::bytes(1, plan.width) + 63) / 64 * 64;
+  const int64_t band_bytes = (Band<T>::bytes(1, plan.width, horizontal.in, plan.rows) + 63) / 64 * 64;
+  const int64_t bytes = block_bytes + interpolation_bytes + band_bytes;
+  const ColumnSums<T> columns(horizontal, plan.width, kTileElements<T>);
+  const Memory scratch(parallel.workers * bytes);
+  const int64_t pitch = Band<T>::pitch_of(horizontal.in);
+  const Seams<T> seams(plan.bands > 1 ? plan.items : 0, pitch);
+  if (!columns.allocated() || !scratch.data || !seams.allocated()) return Status::out_of_memory;
+
+  for_each_item(parallel, plan.items, is_small(in), [&](int64_t item, int32_t worker) {
+    char* const memory = scratch.data + worker * bytes;
+    Block<T> b(memory, plan.pixels());
+    Interpolation<T, In> logits(params.logits, 1, columns, plan.width, memory + block_bytes);
+    const int64_t plane = item / plan.bands, n = plane / in.channels, c = plane % in.channels;
+    const int64_t first = item % plan.bands * plan.rows;
+    const int64_t last = first + plan.rows < vertical.in ? first + plan.rows : vertical.in;
+    Band<T> band(columns, plan.width, 1, params.logits, first, last, memory + block_bytes + interpolation_bytes);
+    const int64_t begin = first_output(vertical, first), end = first_output(vertical, last);
+    const OneChannel<T, 1> channel = channel_of<T, 1>(in, n, c, params.loss.grad_overlap);
+    for (int64_t s = 0; s < columns.strips(); ++s) {
+      logits.begin(n, c, s);
+      for (int64_t y = begin, count; y < end; y += count) {
+        count = rows_together(vertical, y, end, kTileRows);
+        const Strip strip = columns.strip(s);
+        const int64_t low = linear_tap(vertical, y).low;
+        if (y > begin && low != logits.held) band.advance(s, logits.held);
+        const TileRows tile{n, c, y * horizontal.out + strip.first, horizontal.out, count, strip};
+        const bool masked = load_tile(b, in, tile, nullptr);
+        const Between<T> x = logits.at(vertical, y, static_cast<int>(count));
+        with_flags(has_focus(in, grad_bce), masked, [&](auto focal, auto some) {
+          add_gradient<decltype(focal)::value, decltype(some)::value>(b, x, terms, grad_bce, channel, band.at(x));
+        });
+      }
+      band.advance(s, logits.held);
+      band.advance(s, logits.held + 1);
+    }
+    if (plan.bands > 1) seams.keep(item, band);
+    for (int64_t j = first + (first > 0); j < last; ++j) write_row<In>(band.row(j), pitch, params.grad_logits, n, c, 1, j);
+  });
+  for_each_item(parallel, plan.bands > 1 ? plan.items : 0, is_small(in), [&](int64_t item, int32_t) {
+    const int64_t plane = item / plan.bands, first = item % plan.bands * plan.rows;
+    if (first > 0)
+      write_row<In>(seams.join(item), pitch, params.grad_logits, plane / in.channels, plane % in.channels, 1, first);
+  });
+  return Status::ok;
+}
+
+}  // namespace
+
+Status dice_bce_loss_coarse_statistics(const DiceBceLossCoarseStatistics& params, const Parallel& parallel) {
+  switch (params.loss.in.logits_dtype) {
+    case Dtype::float32: return run_statistics<float, float>(params, parallel);
+    case Dtype::float64: return run_statistics<double, double>(params, parallel);
+    case Dtype::bfloat16: return run_statistics<float, BFloat16>(params, parallel);
+    case Dtype::float16: return run_statistics<float, Float16>(params, parallel);
+    default: return Status::unsupported;
+  }
+}
+
+Status dice_bce_loss_coarse_backward(const DiceBceLossCoarseBackward& params, const Parallel& parallel) {
+  switch (params.loss.in.logits_dtype) {
+    case Dtype::float32: return run_backward<float, float>(params, parallel);
+    case Dtype::float64: return run_backward<double, double>(params, parallel);
+    case Dtype::bfloat16: return run_backward<float, BFloat16>(params, parallel);
+    case Dtype::float16: return run_backward<float, Float16>(params, parallel);
+    default: return Status::unsupported;
+  }
+}
+
+}  // namespace segops::SEGOPS_ISA
+
+#ifdef SEGOPS_ISA_IS_BASELINE
+SEGOPS_LAUNCHER(dice_bce_loss_coarse_statistics, DiceBceLossCoarseStatistics)
+SEGOPS_LAUNCHER(dice_bce_loss_coarse_backward, DiceBceLossCoarseBackward)
+#endif

@@ -1,0 +1,142 @@
+// dice_bce_loss of coarse logits, backward: the gradient of the fine pixels, never in memory, gathered into the coarse cells
+// (coarse_gather.cuh). A block owns a rectangle of cells of a slab of channels.
+#include "coarse_gather.cuh"
+#include "dice_bce_loss_fine.cuh"
+
+namespace segops::cuda::dice_bce {
+namespace {
+
+constexpr int kFetched = 4;  // fine rows whose labels are under way at once
+
+// By shape alone. A block's fine pixels are one piece but where a single cell has more.
+struct GatherPlan {
+  int rows, columns;              // cells of a block
+  int down, across;               // blocks
+  int slab, slabs;                // channels of a block
+  int piece_rows, piece_columns;  // fine pixels
+  int window, bytes;              // of shared memory
+  GatherShared gather;
+  static constexpr int64_t kEnough = 264, kMostShared = 72 * 1024;
+  static constexpr int kMostPieceRows = 256, kMostPieceColumns = 512;
+
+  int64_t blocks(int64_t batch) const { return batch * slabs * down * across; }
+
+  explicit GatherPlan(const DiceBceLossCoarseBackward& p) {
+    const int64_t channels = p.loss.in.channels, batch = p.loss.in.batch;
+    slab = static_cast<int>(channels < kSlab ? channels : kSlab);
+    if (slab < 1) slab = 1;
+    slabs = static_cast<int>((channels + slab - 1) / slab);
+    rows = 8;
+    // A thread for each fine column and channel, at least.
+    for (columns = 128; columns > 16 && slab * most_fine(p.horizontal, columns / 2) >= 2 * kCoarseThreads;) columns /= 2;
+    for (;;) {
+      const bool fits = cut(p), enough = blocks(batch) >= kEnough;
+      if (fits && (enough || (rows <= 4 && columns <= 16))) return;
+      if (rows == 1 && columns == 1) return;
+      if (rows > 4 || columns == 1)
+        rows /= 2;
+      else
+        columns /= 2;
+    }
+  }
+
+ private:
+  // Whether a block's fine pixels are one piece, and fit.
+  bool cut(const DiceBceLossCoarseBackward& p) {
+    const int64_t height = most_fine(p.vertical, rows), width = most_fine(p.horizontal, columns);
+    const int64_t element = element_of(p.loss.in.logits_dtype);
+    piece_rows = static_cast<int>(height < kMostPieceRows ? height : kMostPieceRows);
+    piece_columns = static_cast<int>(width < kMostPieceColumns ? width : kMostPieceColumns);
+    down = static_cast<int>((p.vertical.in + rows - 1) / rows);
+    across = static_cast<int>((p.horizontal.in + columns - 1) / columns);
+    Parts parts;
+    gather.take(parts, element == 8 ? 8 : 4, rows, columns, piece_rows, piece_columns, slab, slab);
+    window = parts.take(slab * pitch_of((rows + 2) * (columns + 2), element) * element);
+    bytes = parts.bytes;
+    return bytes <= kMostShared && height <= kMostPieceRows && width <= kMostPieceColumns;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
+    dice_bce_loss_coarse_backward_kernel(DiceBceLossCoarseBackward p, GatherPlan plan) {
+  using A = AccumulatorOf<T>;
+  const DiceBceLossInputs& in = p.loss.in;
+  const LinearAxis &vertical = p.vertical, &horizontal = p.horizontal;
+  unsigned index = blockIdx.x;
+  const auto next_of = [&](int count) {
+    const unsigned quotient = index / static_cast<unsigned>(count), rest = index - quotient * static_cast<unsigned>(count);
+    index = quotient;
+    return static_cast<int>(rest);
+  };
+  const int left = next_of(plan.across) * plan.columns, top = next_of(plan.down) * plan.rows;
+  const int first_channel = next_of(plan.slabs) * plan.slab;
+  const int64_t image = index;
+  const int rest = static_cast<int>(in.channels) - first_channel, channels = rest < plan.slab ? rest : plan.slab;
+  const CellBlock block(vertical, horizontal, top, left, plan.rows, plan.columns);
+
+  DYNAMIC_SHARED(unsigned char, shared);
+  const CoarseWindow<T, true> window(p.logits, image, first_channel, channels, block.cells(),
+                                     reinterpret_cast<T*>(shared + plan.window));
+  Gather<T, true> gather(block, window, vertical, horizontal, shared, plan.gather);
+  gather.begin(channels);
+  const Constants<T> constant(in);
+  const A bce = p.loss.grad_bce ? static_cast<A>(device::load(p.loss.grad_bce)) : A(0);
+
+  for (int piece_top = block.fine_top; piece_top < block.fine_bottom; piece_top += plan.piece_rows) {
+    for (int piece_left = block.fine_left; piece_left < block.fine_right; piece_left += plan.piece_columns) {
+      SYNC_THREADS();  // the piece before is done
+      gather.move_to(piece_top, piece_left, plan.piece_rows, plan.piece_columns);
+      SYNC_THREADS();  // and window and totals are there
+      for (int i = static_cast<int>(threadIdx.x); i < channels * gather.span; i += kCoarseThreads) {
+        const int c = i / gather.span, x = i - c * gather.span, channel = first_channel + c;
+        const Slopes<A> slopes = slopes_of<A>(p.loss, image, channel);
+        gather.template sum_down<kFetched>(
+            c, c, x, plan.rows,
+            [&](int y) {
+              return FinePixels<A, kFetched>(
+                  in, image, channel, [&](int v) { return y + v < gather.height; },
+                  [&](int v) { return (piece_top + y + v) * horizontal.out + piece_left + x; },
+                  [](int, int64_t) {});  // forward has told of bad ones
+            },
+            [&](const FinePixels<A, kFetched>& pixels, int v, int, A logit) {
+              if (!counts(pixels.label[v])) return A(0);
+              return gradient(constant, logit, pixels.label[v], pixels.weight[v], bce, slopes);
+            });
+      }
+      SYNC_THREADS();
+      gather.sum_along(0, channels, plan.rows);
+    }
+  }
+  SYNC_THREADS();
+  gather.store(p.grad_logits, image, first_channel, channels);
+}
+
+template <class T>
+cudaError_t backward(const DiceBceLossCoarseBackward& p, cudaStream_t stream) {
+  const GatherPlan plan(p);
+  const int64_t blocks = plan.blocks(p.loss.in.batch);
+  if (blocks > INT32_MAX || p.loss.in.channels > INT32_MAX / 2) return cudaErrorInvalidValue;
+  if (blocks == 0) return cudaSuccess;
+  const cudaError_t allowed = OPT_IN_SHARED((dice_bce_loss_coarse_backward_kernel<T>), plan.bytes);
+  if (allowed != cudaSuccess) return allowed;
+  return LAUNCH((dice_bce_loss_coarse_backward_kernel<T>), static_cast<unsigned>(blocks), kCoarseThreads, plan.bytes, stream,
+                p, plan);
+}
+
+}  // namespace
+}  // namespace segops::cuda::dice_bce
+
+namespace segops::cuda {
+
+Failure dice_bce_loss_coarse_backward(const DiceBceLossCoarseBackward& p, void* stream) {
+  const cudaStream_t queue = static_cast<cudaStream_t>(stream);
+  switch (p.loss.in.logits_dtype) {
+    case Dtype::float32: return failure(dice_bce::backward<float>(p, queue));
+    case Dtype::float64: return failure(dice_bce::backward<double>(p, queue));
+    case Dtype::bfloat16: return failure(dice_bce::backward<__nv_bfloat16>(p, queue));
+    default: return failure(dice_bce::backward<__half>(p, queue));
+  }
+}
+
+}  // namespace segops::cuda

@@ -1,0 +1,69 @@
+"""dice_bce_loss of coarse logits on the ladder."""
+
+from __future__ import annotations
+
+import itertools
+
+from tests.ladder.operator import Operator, case
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+LAYOUTS = ("planar", "channels_last")
+
+#: Coarse and fine sizes: one cell, equal sizes, primes, and a row or a column alone; none of a whole number of tiles.
+SIZES = (
+    {"h": 5, "w": 7, "H": 11, "W": 23},
+    {"h": 1, "w": 1, "H": 7, "W": 5},
+    {"h": 3, "w": 9, "H": 3, "W": 9},
+    {"h": 1, "w": 40, "H": 3, "W": 83},
+    {"h": 13, "w": 2, "H": 41, "W": 37},
+    {"h": 1, "w": 1, "H": 1, "W": 1},
+    {"h": 9, "w": 33, "H": 18, "W": 66},
+)
+CHANNELS = (3, 1, 8, 2, 9)
+OPTIONS = (
+    {},
+    {"ignore": 0.2, "pos_weight": 1, "weights": "pixel", "n": 2},
+    {"squared": 1, "weights": "each", "map": 1},
+    {"gamma": 2, "bad": 29, "map": 1, "pos_weight": 1},
+    {"gamma": 0.4, "ignore": 0.5, "weights": "pixel", "target_gap": 2},
+    {"overlap": 0, "gamma": 1.5, "squared": 1, "bad": 17, "ignore": 0.1, "weights": "each"},
+    {"bce": 0, "squared": 1, "n": 2, "target_gap": 1, "weights": "pixel"},
+    {"poison": 1, "ignore": 0.3, "n": 2},
+)
+LABELS = ("uint8", "float32", "bfloat16", "float64", "float16")
+PLACES = ({}, {"offset": 1}, {"pad": 1}, {"channel_gap": 2})
+
+
+def every_option() -> list[str]:
+    """Each dtype and layout with each set of options; all else taken in turn, in cycles of different lengths."""
+    lines = []
+    for i, (options, dtype, layout) in enumerate(itertools.product(OPTIONS, DTYPES, LAYOUTS)):
+        place = PLACES[(i // 3) % len(PLACES)] if layout == "planar" else PLACES[i // 3 % 3]
+        shape = {"dtype": dtype, "layout": layout, "c": CHANNELS[i % 5], **SIZES[i % 7]}
+        lines.append(
+            case(**shape, label=LABELS[(i + i // 5) % 5], align=i // 5 % 2, **place, **options, seed=i + 1)
+        )
+    return lines
+
+
+#: Several tiles of several images; what is more than one piece: the pixels of a cell.
+LARGE = [
+    *(
+        case(c=11, h=17, w=70, H=37, W=141, n=2, dtype=dtype, layout=layout, ignore=0.2, bad=1001, map=1, label=label)
+        for (dtype, label), layout in itertools.product((("float32", "uint8"), ("bfloat16", "float32")), LAYOUTS)
+    ),
+    case(c=2, h=1, w=1, H=271, W=67),
+    case(c=1, h=2, w=2, H=30, W=601, align=1, squared=1, dtype="float64"),
+]
+
+OPERATOR = Operator(
+    name="dice_bce_loss_coarse",
+    cpu=("dice_bce_loss_coarse.cpp",),
+    cuda=("dice_bce_loss_coarse.cu", "dice_bce_loss_coarse_backward.cu", "dice_ce_loss_combine.cu"),
+    cases={"options": every_option(), "nothing": [case(n=0, map=1)]},
+    large={"several tiles and pieces": LARGE},
+    traffic=(),
+    mutants=(),
+    mutant_cases=(),
+    limits=(),
+)
