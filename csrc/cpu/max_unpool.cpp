@@ -39,7 +39,7 @@ Status as_float(Dtype dtype, const Body& body) {
 
 Status clear_image(const MaxUnpool& p, const Parallel& parallel) {
   return as_bits(p.dtype, [&](auto bits) {
-    for_each_plane(p.output, 1, parallel, [&](const Band& b) { clear_planes<decltype(bits)>(p.output, b); });
+    for_each_plane(p.output, 1, parallel, [&](const Band& b) { clear_rows<decltype(bits)>(p.output, b, 0, p.output.height); });
     return Status::ok;
   });
 }

@@ -3,31 +3,26 @@
 // Windows of 2 x 2 that tile the output, each index inside its own, are tried first, in vectors. Otherwise indices are
 // arbitrary, so a plane is written by one worker, in the windows' order: the latest stands.
 #pragma once
-#include "max_unpool_taps.h"
+#include "max_unpool_scatter.h"
 
 namespace segops::SEGOPS_ISA {
 namespace {
 
-// Calls body(band) for `group` channels of every image at a time.
-template <class P, class Body>
-void for_each_plane(const P& p, int64_t group, const Parallel& parallel, const Body& body) {
-  const int64_t groups = (p.channels + group - 1) / group;
-  for_each_item(parallel, p.batch * groups, false, [&](int64_t item, int32_t worker) {
-    const int64_t c = item % groups * group, channels = c + group < p.channels ? group : p.channels - c;
-    body(Band{item / groups, c, channels, 0, 0, worker});
-  });
-}
-
-template <class Element>
-void clear_planes(const Planes& out, const Band& b) {
-  for (int64_t y = 0; y < out.height; ++y) {
-    Element* const row = row_of<Element>(out, b, y);
-    if (out.stride_w == 1) {
-      __builtin_memset(static_cast<void*>(row), 0, static_cast<size_t>(out.width) * sizeof(Element));
-      continue;
-    }
-    for (int64_t x = 0; x < out.width; ++x)
-      for (int64_t c = 0; c < b.channels; ++c) row[x * out.stride_w + c * out.stride_c] = Element{};
+// Clears rows [begin, end) of one channel, or of neighbouring ones.
+template <class U>
+void clear_rows(const Planes& out, const Band& b, int64_t begin, int64_t end) {
+  const int64_t extent = out.width * b.channels;
+  const bool dense = out.stride_w == b.channels;
+  if (dense && out.stride_h == extent && begin < end) {
+    __builtin_memset(row_of<U>(out, b, begin), 0, static_cast<size_t>((end - begin) * extent) * sizeof(U));
+    return;
+  }
+  for (int64_t y = begin; y < end; ++y) {
+    U* const row = row_of<U>(out, b, y);
+    if (dense)
+      __builtin_memset(row, 0, static_cast<size_t>(extent) * sizeof(U));
+    else
+      for (int64_t x = 0; x < out.width; ++x) copy_pixel<U>(nullptr, row + x * out.stride_w, b.channels, false);
   }
 }
 
@@ -148,7 +143,7 @@ class Untiled {
           __atomic_store_n(of(b), char{1}, __ATOMIC_RELAXED);
         clear_rest<U>(out, b, 2 * y, 2 * y + 2, 2 * windows);
       }
-      if (b.end == rows) clear_rest<U>(out, b, 2 * rows, out.height, 0);
+      if (b.end == rows) clear_rows<U>(out, b, 2 * rows, out.height);
       streaming_done();
     });
   }
@@ -182,10 +177,67 @@ class Untiled {
   Memory planes_;
 };
 
+// Asks for the cache lines of `count` elements, `ahead` of p: wherever that is, nothing is read.
+template <class U>
+SEGOPS_INLINE void prefetch(const U* p, int64_t ahead, int64_t count) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(ahead) * sizeof(U);
+  for (uintptr_t at = 0; at < static_cast<uintptr_t>(count) * sizeof(U); at += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(begin + at));
+}
+
+// One plane, or neighbouring channels of an image, whose rows are cleared just before they are reached: then they are still
+// in the caches when values follow.
+template <class U>
+void scatter(const MaxUnpoolFlat& p, const Band& b, const BadIndices& bad) {
+  const Planes out = p.output;
+  const uint64_t width = static_cast<uint64_t>(out.width), pixels = width * static_cast<uint64_t>(out.height);
+  const int64_t windows = p.input.width, from_step = p.input.stride_w, index_step = p.indices.stride_w, step = out.stride_w;
+  const int64_t channels = b.channels;
+  const bool dense = out.stride_h == out.width * step;
+  U* const plane = row_of<U>(out, b, 0);
+  constexpr uint64_t kAtOnce = 4096 / sizeof(U);
+  const uint64_t rows_at_once = kAtOnce / (width * static_cast<uint64_t>(channels) + 1) + 1;
+  uint64_t ready = 0;  // all before it is cleared
+  // Negative ones are beyond all.
+  const auto is_bad = [&](uint64_t index, int64_t row, int64_t column, int64_t c) {
+    if (index >= pixels) {
+      const int64_t position = ((b.n * out.channels + b.c + c) * p.input.height + row) * windows + column;
+      bad.note(b.worker, position, static_cast<int64_t>(index));
+      return true;
+    }
+    const uint64_t least = index / width + rows_at_once, all = static_cast<uint64_t>(out.height);
+    const uint64_t rows = least < all ? least : all;
+    clear_rows<U>(out, b, static_cast<int64_t>(ready / width), static_cast<int64_t>(rows));
+    ready = rows * width;
+    return false;
+  };
+  const auto pixel = [&](uint64_t index) {
+    return dense ? plane + static_cast<int64_t>(index) * step
+                 : plane + static_cast<int64_t>(index / width) * out.stride_h + static_cast<int64_t>(index % width) * step;
+  };
+  for (int64_t row = 0; row < p.input.height; ++row) {
+    const U* from = row_of<const U>(p.input, b, row);
+    const int64_t* indices = row_of<const int64_t>(p.indices, b, row);
+    for (int64_t column = 0; column < windows; ++column, from += from_step, indices += index_step) {
+      const auto move = [&](int64_t c) {
+        const uint64_t index = static_cast<uint64_t>(indices[c]);
+        if (index >= ready && is_bad(index, row, column, c)) return;
+        pixel(index)[c] = from[c];
+      };
+      if (channels == 1) {
+        move(0);
+        continue;
+      }
+      prefetch(indices, 2 * index_step, channels);
+      for (int64_t c = 0; c < channels; ++c) move(c);
+    }
+  }
+  if (ready < pixels) clear_rows<U>(out, b, static_cast<int64_t>(ready / width), out.height);
+}
+
 // T: what duplicates are added in, where kSum.
 template <class Element, class T, bool kSum>
 Status unpool_flat(const MaxUnpoolFlat& p, const BadIndices& bad, const Parallel& parallel) {
-  constexpr int64_t kLine = 64;
   const Planes& out = p.output;
   const int64_t pixels = out.height * out.width;
   const int64_t own = kSum ? (pixels * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64 : 0;
@@ -195,66 +247,59 @@ Status unpool_flat(const MaxUnpoolFlat& p, const BadIndices& bad, const Parallel
   const Untiled<Element> untiled(p, together);
   if (!untiled.allocated()) return Status::out_of_memory;
   if constexpr (!kSum) untiled.try_tiles(p, parallel);
-  // Channels of one cache line belong to one worker.
-  const int64_t group = together ? kLine / int64_t{sizeof(Element)} : 1;
-  const bool dense = out.stride_h == out.width * out.stride_w;
+  const int64_t group = together ? channels_at_once(out, sizeof(Element)) : 1;
   for_each_plane(out, group, parallel, [&](const Band& b) {
     if (!kSum && !untiled.holds(b)) return;
-    T* const sums = reinterpret_cast<T*>(scratch.data + b.worker * own);
-    if constexpr (kSum)
+    if constexpr (!kSum) {
+      scatter<Element>(p, b, bad);
+    } else {
+      T* const sums = reinterpret_cast<T*>(scratch.data + b.worker * own);
       __builtin_memset(static_cast<void*>(sums), 0, static_cast<size_t>(own));
-    else
-      clear_planes<Element>(out, b);
-    Element* const plane = row_of<Element>(out, b, 0);
-    for (int64_t row = 0; row < p.input.height; ++row) {
-      const Element* const input = row_of<const Element>(p.input, b, row);
-      const int64_t* const indices = row_of<const int64_t>(p.indices, b, row);
-      for (int64_t column = 0; column < p.input.width; ++column)
-        for (int64_t c = 0; c < b.channels; ++c) {
-          const int64_t index = indices[column * p.indices.stride_w + c * p.indices.stride_c];
-          if (index < 0 || index >= pixels) {
-            bad.note(b.worker, ((b.n * out.channels + b.c + c) * p.input.height + row) * p.input.width + column, index);
-            continue;
-          }
-          const Element* const window = input + column * p.input.stride_w + c * p.input.stride_c;
-          if constexpr (kSum) {
-            sums[index] += load<1, T>(window)[0];
-          } else {
-            const int64_t at =
-                dense ? index * out.stride_w : index / out.width * out.stride_h + index % out.width * out.stride_w;
-            plane[at + c * out.stride_c] = *window;
-          }
+      for (int64_t row = 0; row < p.input.height; ++row)
+        for (int64_t column = 0; column < p.input.width; ++column) {
+          const int64_t index = row_of<const int64_t>(p.indices, b, row)[column * p.indices.stride_w];
+          if (index < 0 || index >= pixels)
+            bad.note(b.worker, ((b.n * out.channels + b.c) * p.input.height + row) * p.input.width + column, index);
+          else
+            sums[index] += load<1, T>(row_of<const Element>(p.input, b, row) + column * p.input.stride_w)[0];
         }
-    }
-    if constexpr (kSum)
+      Element* const plane = row_of<Element>(out, b, 0);
       for (int64_t i = 0; i < pixels; ++i)
         store<1>(plane + i / out.width * out.stride_h + i % out.width * out.stride_w, load<1, T>(sums + i));
+    }
   });
   return Status::ok;
 }
 
 template <class U>
 void pick_flat(const MaxUnpoolFlatBackward& p, const Parallel& parallel) {
-  const ConstPlanes& from = p.grad_output;
-  const Planes& to = p.grad_input;
-  const int64_t pixels = from.height * from.width, bytes = to.batch * to.channels * to.height * to.width * 16;
-  const bool dense = from.stride_h == from.width * from.stride_w;
+  const ConstPlanes from = p.grad_output;
+  const Planes to = p.grad_input;
+  const uint64_t width = static_cast<uint64_t>(from.width), pixels = width * static_cast<uint64_t>(from.height);
+  const int64_t bytes = to.batch * to.channels * to.height * to.width * 16;
+  const int64_t step = from.stride_w, to_step = to.stride_w, index_step = p.indices.stride_w;
+  const bool dense = from.stride_h == from.width * step;
   for_each_band(to, both_channels_last(from, to), to.height, bytes, parallel, [&](const Band& b) {
+    const int64_t channels = b.channels;
     const U* const plane = row_of<const U>(from, b, 0);
+    const auto element = [&](uint64_t index) {
+      return dense
+                 ? plane + static_cast<int64_t>(index) * step
+                 : plane + static_cast<int64_t>(index / width) * from.stride_h + static_cast<int64_t>(index % width) * step;
+    };
     for (int64_t row = b.begin; row < b.end; ++row) {
-      const int64_t* const indices = row_of<const int64_t>(p.indices, b, row);
-      U* const target = row_of<U>(to, b, row);
-      for (int64_t column = 0; column < to.width; ++column)
-        for (int64_t c = 0; c < b.channels; ++c) {
-          const int64_t index = indices[column * p.indices.stride_w + c * p.indices.stride_c];
-          U picked{};
-          if (index >= 0 && index < pixels) {
-            const int64_t at =
-                dense ? index * from.stride_w : index / from.width * from.stride_h + index % from.width * from.stride_w;
-            picked = plane[at + c * from.stride_c];
-          }
-          target[column * to.stride_w + c * to.stride_c] = picked;
+      const int64_t* indices = row_of<const int64_t>(p.indices, b, row);
+      const int64_t next = row + 1 < b.end && channels == 1 ? p.indices.stride_h : 0;
+      U* target = row_of<U>(to, b, row);
+      for (int64_t column = 0; column < to.width; ++column, indices += index_step, target += to_step) {
+        // Elements of a plane come in no order that a processor foresees.
+        if (next != 0)
+          prefetch(plane, static_cast<int64_t>(static_cast<uint64_t>(indices[next]) * static_cast<uint64_t>(step)), 1);
+        for (int64_t c = 0; c < channels; ++c) {
+          const uint64_t index = static_cast<uint64_t>(indices[c]);
+          target[c] = index < pixels ? element(index)[c] : U{};
         }
+      }
     }
   });
 }

@@ -11,17 +11,16 @@ namespace {
 
 // Notes bad indices of window row y where `suspect`, or where taps of whole windows are outside the image.
 inline void check_row(const MaxUnpool& p, const Band& b, int64_t y, bool suspect, const BadIndices& bad) {
-  const Taps rows = taps_inside(p.vertical, y, p.output.height);
   const int64_t windows = p.input.width;
-  if (suspect || rows.begin > 0 || rows.end < p.vertical.kernel) return check_indices(p, b, y, 0, windows, bad);
-  const auto whole = [&](int64_t x) {
-    return tap_position(p.horizontal, x, 0) >= 0 && tap_position(p.horizontal, x, p.horizontal.kernel - 1) < p.output.width;
+  const auto whole = [](const WindowAxis& axis, int64_t window, int64_t size) {
+    return tap_position(axis, window, 0) >= 0 && tap_position(axis, window, axis.kernel - 1) < size;
   };
+  if (suspect || !whole(p.vertical, y, p.output.height)) return check_indices(p, b, y, 0, windows, bad);
   int64_t begin = 0, end = windows;
-  while (begin < end && !whole(begin)) ++begin;
-  while (end > begin && !whole(end - 1)) --end;
-  check_indices(p, b, y, 0, begin, bad);
-  check_indices(p, b, y, end, windows, bad);
+  while (begin < end && !whole(p.horizontal, begin, p.output.width)) ++begin;
+  while (end > begin && !whole(p.horizontal, end - 1, p.output.width)) --end;
+  if (begin > 0) check_indices(p, b, y, 0, begin, bad);
+  if (end < windows) check_indices(p, b, y, end, windows, bad);
 }
 
 // Whether any of `count` indices (of pixels or of windows) is no tap's.
@@ -70,7 +69,7 @@ SEGOPS_INLINE Vec<T, kLanes> gather(const Giver<Value, Index, Number>* givers, i
       result = points ? value : result;
   };
   if constexpr (kCount != 0) {
-#pragma GCC unroll 8
+#pragma GCC unroll 9
     for (int i = 0; i < kCount; ++i) add(givers[i]);
   } else {
     for (int64_t i = 0; i < count; ++i) add(givers[i]);
@@ -78,13 +77,14 @@ SEGOPS_INLINE Vec<T, kLanes> gather(const Giver<Value, Index, Number>* givers, i
   return result;
 }
 
-// Calls body(Fixed<count>) for the counts that windows of 3 x 3 with stride 2 have, body(Fixed<0>) for others.
+// Calls body(Fixed<count>) for the counts that windows of 3 x 3 have in the midst of an image, body(Fixed<0>) for others.
 template <class Body>
 SEGOPS_INLINE void with_count(int64_t count, const Body& body) {
   switch (count) {
     case 1: return body(Fixed<1>{});
     case 2: return body(Fixed<2>{});
     case 4: return body(Fixed<4>{});
+    case 9: return body(Fixed<9>{});
     default: return body(Fixed<0>{});
   }
 }
@@ -212,13 +212,11 @@ class WindowRows {
       if (held(scratch)[slot] != kUnfilled) held(scratch)[slot] = kNone;
   }
 
-  // What windows of a row give to the columns that are their tap.
-  Giver<T, Number, Number> read(char* scratch, const Band& b, int64_t row, int64_t ky, int64_t kx) const {
+  // What windows of a row give as their tap `tap`, were they one place for each.
+  Giver<T, Number, Number> read(char* scratch, const Band& b, int64_t row, int64_t tap) const {
     hold(scratch, b, row);
     const T* const values = values_of(scratch, row);
-    const Number* const indices = reinterpret_cast<const Number*>(values + extent_);
-    const int64_t first = before_ - kx * p_.horizontal.dilation / p_.horizontal.stride;
-    return {values + first, indices + first, static_cast<Number>(ky * p_.horizontal.kernel + kx)};
+    return {values + before_, reinterpret_cast<const Number*>(values + extent_) + before_, static_cast<Number>(tap)};
   }
 
   // Best called early: what is read just after it was written, by vectors across those written, has to wait.
@@ -272,8 +270,6 @@ class PhaseRow {
       : axis_(p.horizontal), width_(p.output.width), streaming_(worth_streaming(p.output, p.warm, sizeof(Element), false)) {}
 
   int64_t places() const { return (width_ + axis_.padding) / axis_.stride + 1 + 2 * kLanes; }
-  bool of_phase(int64_t kx, int64_t phase) const { return kx * axis_.dilation % axis_.stride == phase; }
-
   // givers: `count` of the one phase.
   void write_one(const Givers* givers, int64_t count, int64_t phase, Element* row) const {
     int64_t place = axis_.padding > phase ? (axis_.padding - phase + axis_.stride - 1) / axis_.stride : 0;
@@ -300,21 +296,25 @@ class PhaseRow {
       high[i] = static_cast<Number>(kLanes / 2 + i / 2 + i % 2 * kLanes);
     }
     const int64_t place = axis_.padding / 2, odd = axis_.padding % 2;
-    with_count(first_count, [&](auto first_known) {
-      with_count(second_count, [&](auto second_known) {
-        for (int64_t x = 0; x < width_; x += 2 * kLanes) {
-          const int64_t at = place + x / 2;
-          const auto a = gather<decltype(first_known)::kValue, T, kLanes, kSum>(first, first_count, at);
-          const auto b = gather<decltype(second_known)::kValue, T, kLanes, kSum>(second, second_count, at + odd);
-          Element rest[2 * kLanes];
-          const bool whole = x + 2 * kLanes <= width_;
-          Element* const to = whole ? row + x : rest;
-          put_gathered<kSum, kLanes, Element, T>(to, permute<T, kLanes>(a, b, low), whole && streaming_);
-          put_gathered<kSum, kLanes, Element, T>(to + kLanes, permute<T, kLanes>(a, b, high), whole && streaming_);
-          if (!whole) __builtin_memcpy(row + x, rest, static_cast<size_t>(width_ - x) * sizeof(Element));
-        }
-      });
-    });
+    const auto write = [&](auto first_known, auto second_known) {
+      for (int64_t x = 0; x < width_; x += 2 * kLanes) {
+        const int64_t at = place + x / 2;
+        const auto a = gather<decltype(first_known)::kValue, T, kLanes, kSum>(first, first_count, at);
+        const auto b = gather<decltype(second_known)::kValue, T, kLanes, kSum>(second, second_count, at + odd);
+        Element rest[2 * kLanes];
+        const bool whole = x + 2 * kLanes <= width_;
+        Element* const to = whole ? row + x : rest;
+        put_gathered<kSum, kLanes, Element, T>(to, permute<T, kLanes>(a, b, low), whole && streaming_);
+        put_gathered<kSum, kLanes, Element, T>(to + kLanes, permute<T, kLanes>(a, b, high), whole && streaming_);
+        if (!whole) __builtin_memcpy(row + x, rest, static_cast<size_t>(width_ - x) * sizeof(Element));
+      }
+    };
+    const auto are = [&](int64_t a, int64_t b) { return first_count == a && second_count == b; };
+    if (are(1, 2)) return write(Fixed<1>{}, Fixed<2>{});
+    if (are(2, 1)) return write(Fixed<2>{}, Fixed<1>{});
+    if (are(2, 4)) return write(Fixed<2>{}, Fixed<4>{});
+    if (are(4, 2)) return write(Fixed<4>{}, Fixed<2>{});
+    write(Fixed<0>{}, Fixed<0>{});
   }
 
  private:
@@ -334,6 +334,12 @@ Status gather_rows(const MaxUnpool& p, const BadIndices& bad, const Parallel& pa
   const Memory scratch(parallel.workers * own, false);
   if (!scratch.data || !in_rows.allocated()) return Status::out_of_memory;
   for (int32_t worker = 0; worker < parallel.workers; ++worker) window_rows.start(scratch.data + worker * own);
+  // Tap kx of window i is at place i + shifts[kx] of phase phases[kx].
+  int64_t phases[256], shifts[256];
+  for (int64_t kx = 0; kx < p.horizontal.kernel; ++kx) {
+    phases[kx] = kx * p.horizontal.dilation % stride;
+    shifts[kx] = kx * p.horizontal.dilation / stride;
+  }
   const int64_t rows = p.input.height, bytes = out.batch * out.channels * out.height * out.width * int64_t{sizeof(Element)};
   for_each_band(out, false, rows, bytes, parallel, [&](const Band& b) {
     char* const mine = scratch.data + b.worker * own;
@@ -346,10 +352,17 @@ Status gather_rows(const MaxUnpool& p, const BadIndices& bad, const Parallel& pa
       Element* const row = row_of<Element>(out, b, y);
       const auto list = [&](int64_t phase, auto& of_phase) {
         int64_t count = 0;
-        for (int64_t i = 0; i < in_rows.count(y); ++i)
-          for (int64_t kx = p.horizontal.kernel - 1; kx >= 0; --kx)
-            if (phase_row.of_phase(kx, phase))
-              of_phase[count++] = window_rows.read(mine, b, in_rows.at(y)[i].window, in_rows.at(y)[i].tap, kx);
+        for (int64_t i = 0; i < in_rows.count(y); ++i) {
+          const Reaching::Window reaching = in_rows.at(y)[i];
+          const auto row_giver = window_rows.read(mine, b, reaching.window, reaching.tap * p.horizontal.kernel);
+          for (int64_t kx = p.horizontal.kernel - 1; kx >= 0; --kx) {
+            if (phases[kx] != phase) continue;
+            auto& giver = of_phase[count++] = row_giver;
+            giver.values -= shifts[kx];
+            giver.indices -= shifts[kx];
+            giver.tap = static_cast<decltype(giver.tap)>(giver.tap + kx);
+          }
+        }
         return count;
       };
       if (y + 1 < end && in_rows.count(y + 1) > 0)

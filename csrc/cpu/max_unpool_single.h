@@ -58,11 +58,12 @@ void pool_singly(const MaxPool& p, const Parallel& parallel) {
 inline void check_indices(const MaxUnpool& p, const Band& b, int64_t y, int64_t begin, int64_t end, const BadIndices& bad) {
   const Taps rows = taps_inside(p.vertical, y, p.output.height);
   const uint8_t* const indices = row_of<const uint8_t>(p.indices, b, y);
+  const uint32_t kernel = static_cast<uint32_t>(p.horizontal.kernel);
   for (int64_t x = begin; x < end; ++x) {
     const Taps columns = taps_inside(p.horizontal, x, p.output.width);
     for (int64_t c = 0; c < b.channels; ++c) {
-      const int64_t index = indices[x * p.indices.stride_w + c * p.indices.stride_c];
-      const int64_t ky = index / p.horizontal.kernel, kx = index % p.horizontal.kernel;
+      const uint32_t index = indices[x * p.indices.stride_w + c * p.indices.stride_c];
+      const int64_t ky = index / kernel, kx = index % kernel;
       if (ky >= rows.begin && ky < rows.end && kx >= columns.begin && kx < columns.end) continue;
       bad.note(b.worker, ((b.n * p.input.channels + b.c + c) * p.input.height + y) * p.input.width + x, index);
     }

@@ -1,9 +1,9 @@
 // max_unpool2d in vectors. Compiled into every ISA namespace.
 //
 // Windows of 2 x 2 that tile the output are walked: each vector of them makes two vectors of two rows. Other windows are
-// gathered from.
+// gathered from, or, where very many share an element, scattered.
 #pragma once
-#include "max_unpool_gather.h"
+#include "max_unpool_scatter.h"
 
 namespace segops::SEGOPS_ISA {
 namespace {
@@ -133,6 +133,7 @@ Status unpool_image(const MaxUnpool& p, const BadIndices& bad, const Parallel& p
     if (pairs && last && p.output.channels >= kNative) return pixels(Lanes<kNative>{});
     if (pairs && last && p.output.channels >= kLeast) return pixels(Lanes<kLeast>{});
   }
+  if (const Scatter<Element, T, kSum> scatter(p); scatter.pays()) return scatter.run(bad, parallel);
   const bool told = sizeof(T) > 1 || p.vertical.kernel * p.horizontal.kernel < 256;
   if (dense && told && may_split(p.vertical, p.horizontal)) return gather_rows<Element, T, kSum>(p, bad, parallel);
   if (last && p.output.channels >= kNative) return gather_pixels<Element, T, kSum, kNative>(p, bad, parallel);

@@ -4,7 +4,7 @@
 // neighbouring windows is a vector in memory, a row is split by the remainder of its columns by the stride. A visitor sees
 // the taps of a vector of windows in row-major order.
 #pragma once
-#include "max_unpool_single.h"
+#include "max_unpool_superseded.h"
 #include "upsample_nearest_move.h"
 
 namespace segops::SEGOPS_ISA {
@@ -221,7 +221,7 @@ class SplitRows {
   }
 
   void split_in_two(const U* row, U* even) const {
-    constexpr int kLanes = kPad;
+    constexpr int kLanes = kPad, kAhead = 4096;
     U* const odd = even + extent_;
     const Places first = places()[0], second = places()[1];
     const int64_t begin = first.begin > second.begin ? first.begin : second.begin;
@@ -233,6 +233,8 @@ class SplitRows {
       const int64_t q = at < end - kLanes ? at : end - kLanes;
       const Vec<U, kLanes> a = *reinterpret_cast<const Unaligned<U, kLanes>*>(column(q));
       const Vec<U, kLanes> b = *reinterpret_cast<const Unaligned<U, kLanes>*>(column(q) + kLanes);
+      __builtin_prefetch(reinterpret_cast<const char*>(column(q)) + kAhead);
+      __builtin_prefetch(reinterpret_cast<const char*>(column(q)) + kAhead + 64);
       *reinterpret_cast<Unaligned<U, kLanes>*>(even + q) = every_other<U, kLanes>(a, b, 0);
       *reinterpret_cast<Unaligned<U, kLanes>*>(odd + q) = every_other<U, kLanes>(a, b, 1);
     }
@@ -418,6 +420,22 @@ Status pick_image(const MaxUnpoolBackward& p, const Parallel& parallel) {
   using Number = typename TapNumber<sizeof(U)>::type;
   constexpr int kNative = kNativeLanes<U>, kLeast = 16 / sizeof(U);
   const bool alone = p.accumulate || (apart(p.vertical) && apart(p.horizontal));
+  if (!alone && p.vertical.kernel * p.horizontal.kernel <= kNowhere && may_split(p.vertical, p.horizontal)) {
+    const ConstPlanes& o = p.grad_output;
+    const int64_t n = o.batch, c = o.channels, h = p.grad_input.height, w = p.grad_input.width;
+    const Memory memory(n * c * h * w, false);
+    if (!memory.data) return Status::out_of_memory;
+    const bool together = both_channels_last(o, p.grad_input) && p.indices.stride_c == 1;
+    uint8_t* const data = reinterpret_cast<uint8_t*>(memory.data);
+    const PlanesOf<uint8_t> standing = together ? PlanesOf<uint8_t>{data, n, c, h, w, c * h * w, 1, w * c, c}
+                                                : PlanesOf<uint8_t>{data, n, c, h, w, c * h * w, h * w, w, 1};
+    const Status status = copy_standing(p, standing, together, parallel);
+    if (status != Status::ok) return status;
+    MaxUnpoolBackward alike = p;
+    alike.indices = {data, n, c, h, w, standing.stride_n, standing.stride_c, standing.stride_h, standing.stride_w};
+    alike.accumulate = true;
+    return pick_image<U>(alike, parallel);
+  }
   const bool dense = p.grad_output.stride_w == 1 && p.grad_input.stride_w == 1 && p.indices.stride_w == 1;
   if (alone && dense && may_split(p.vertical, p.horizontal))
     return visit_rows<PickVisitor, U, U>(p.grad_output, p.grad_input, PlanesOf<uint8_t>{}, p.vertical, p.horizontal, U{},
