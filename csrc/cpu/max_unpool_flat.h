@@ -149,7 +149,6 @@ class Untiled {
         clear_rest<U>(out, b, 2 * y, 2 * y + 2, 2 * windows);
       }
       if (b.end == rows) clear_rest<U>(out, b, 2 * rows, out.height, 0);
-      streaming_done();
     });
   }
 
