@@ -3,6 +3,7 @@
 
 #include "isa.h"
 #include "max_unpool_flat.h"
+#include "max_unpool_pairs.h"
 #include "max_unpool_spread.h"
 
 namespace segops::SEGOPS_ISA {
@@ -47,13 +48,17 @@ Status clear_image(const MaxUnpool& p, const Parallel& parallel) {
 }  // namespace
 
 Status max_pool2d(const MaxPool& p, const Parallel& parallel) {
+  const auto pool = [&](auto element) {
+    using Element = decltype(element);
+    return pool_pairs<Element>(p, parallel) ? Status::ok : pool_image<Element>(p, parallel);
+  };
   switch (p.dtype) {
-    case Dtype::uint8: return pool_image<uint8_t>(p, parallel);
-    case Dtype::int8: return pool_image<int8_t>(p, parallel);
-    case Dtype::int16: return pool_image<int16_t>(p, parallel);
-    case Dtype::int32: return pool_image<int32_t>(p, parallel);
-    case Dtype::int64: return pool_image<int64_t>(p, parallel);
-    default: return as_float(p.dtype, [&](auto element) { return pool_image<decltype(element)>(p, parallel); });
+    case Dtype::uint8: return pool(uint8_t{});
+    case Dtype::int8: return pool(int8_t{});
+    case Dtype::int16: return pool(int16_t{});
+    case Dtype::int32: return pool(int32_t{});
+    case Dtype::int64: return pool(int64_t{});
+    default: return as_float(p.dtype, pool);
   }
 }
 
@@ -75,7 +80,10 @@ Status max_unpool2d(const MaxUnpool& p, const Parallel& parallel) {
 }
 
 Status max_unpool2d_backward(const MaxUnpoolBackward& p, const Parallel& parallel) {
-  return as_bits(p.dtype, [&](auto bits) { return pick_image<decltype(bits)>(p, parallel); });
+  return as_bits(p.dtype, [&](auto bits) {
+    using U = decltype(bits);
+    return pick_pairs<U>(p, parallel) ? Status::ok : pick_image<U>(p, parallel);
+  });
 }
 
 Status max_unpool2d_flat(const MaxUnpoolFlat& p, const Parallel& parallel) {

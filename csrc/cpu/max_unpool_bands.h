@@ -28,15 +28,22 @@ bool both_channels_last(const P& p, const Q& q) {
   return p.stride_w != 1 && q.stride_w != 1 && p.stride_c == 1 && q.stride_c == 1;
 }
 
-// Calls body(band) for all `rows` of every plane of `of`, of which `bytes` in all are touched.
+// Bytes of an item of work, of `all`: more of a large image, each item of which lets the memory begin anew.
+inline int64_t item_bytes(int64_t all) {
+  constexpr int64_t kLeast = 128 << 10, kMost = 1 << 20, kItems = 128;
+  return all < kItems * kLeast ? kLeast : all > kItems * kMost ? kMost : all / kItems;
+}
+
+// Calls body(band) for all `rows` of every plane of `of`, of which `bytes` in all are touched. Stores past the caches are
+// done when it returns.
 template <class Body>
 void for_each_band(const Planes& of, bool together, int64_t rows, int64_t bytes, const Parallel& parallel,
                    const Body& body) {
-  constexpr int64_t kItemBytes = 128 << 10;
   const int64_t channels = together ? of.channels : 1, groups = together ? 1 : of.channels;
   const int64_t all = of.batch * groups * rows;
   if (all == 0 || channels == 0) return;
-  const int64_t row_bytes = bytes / all + 1, rows_per_item = row_bytes < kItemBytes ? kItemBytes / row_bytes : 1;
+  const int64_t row_bytes = bytes / all + 1, item = item_bytes(bytes),
+                rows_per_item = row_bytes < item ? item / row_bytes : 1;
   for_each_item(parallel, (all + rows_per_item - 1) / rows_per_item, false, [&](int64_t item, int32_t worker) {
     const int64_t begin = item * rows_per_item, end = begin + rows_per_item < all ? begin + rows_per_item : all;
     for (int64_t i = begin; i < end;) {
@@ -44,6 +51,7 @@ void for_each_band(const Planes& of, bool together, int64_t rows, int64_t bytes,
       body(Band{plane / groups, plane % groups, channels, first, last, worker});
       i += last - first;
     }
+    streaming_done();
   });
 }
 

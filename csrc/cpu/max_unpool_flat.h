@@ -144,7 +144,6 @@ class Untiled {
         clear_rest<U>(out, b, 2 * y, 2 * y + 2, 2 * windows);
       }
       if (b.end == rows) clear_rows<U>(out, b, 2 * rows, out.height);
-      streaming_done();
     });
   }
 

@@ -183,7 +183,6 @@ Status gather_pixels(const MaxUnpool& p, const BadIndices& bad, const Parallel& 
         });
       }
     }
-    streaming_done();
   });
   return Status::ok;
 }
@@ -374,7 +373,6 @@ Status gather_rows(const MaxUnpool& p, const BadIndices& bad, const Parallel& pa
         for (int64_t phase = 0; phase < stride; ++phase) phase_row.write_one(givers[0], list(phase, givers[0]), phase, row);
       }
     }
-    streaming_done();
   });
   return Status::ok;
 }

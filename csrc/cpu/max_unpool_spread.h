@@ -3,6 +3,7 @@
 // Windows of 2 x 2 that tile the output are walked: each vector of them makes two vectors of two rows. Other windows are
 // gathered from, or, where very many share an element, scattered.
 #pragma once
+#include "max_unpool_pairs.h"
 #include "max_unpool_scatter.h"
 
 namespace segops::SEGOPS_ISA {
@@ -24,6 +25,8 @@ bool spread_pairs(const U* input, const uint8_t* indices, int64_t count, U* uppe
   N seen{};
   for (int64_t at = 0; at < count; at += kLanes) {
     const int64_t x = at < count - kLanes ? at : count - kLanes;
+    fetch_ahead(input + x);
+    fetch_ahead(indices + x, 1024);
     const V value = *reinterpret_cast<const Unaligned<U, kLanes>*>(input + x);
     const N number = load_indices<Number, kLanes>(indices + x);
     seen |= number;
@@ -53,6 +56,8 @@ bool spread_pixel_pairs(const MaxUnpool& p, const U* input, const uint8_t* indic
   for (int64_t x = 0; x < count; ++x) {
     for (int64_t i = 0; i < channels; i += kLanes) {
       const int64_t c = i < channels - kLanes ? i : channels - kLanes;
+      fetch_ahead(input + c);
+      fetch_ahead(indices + c, 1024);
       const V value = *reinterpret_cast<const Unaligned<U, kLanes>*>(input + c);
       const N number = load_indices<Number, kLanes>(indices + c);
       seen |= number;
@@ -103,7 +108,6 @@ void unpool_pairs(const MaxUnpool& p, bool of_pixels, const BadIndices& bad, con
     }
     if (b.end == rows)
       for (int64_t y = 2 * rows; y < out.height; ++y) rest(y, 0);
-    streaming_done();
   });
 }
 

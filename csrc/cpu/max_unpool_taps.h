@@ -77,6 +77,7 @@ SEGOPS_INLINE Vec<Number, kLanes> load_indices(const uint8_t* p) {
 // The maximum and where it is. first: the first tap inside the image, for windows whose every tap is the lowest value.
 template <class Element, int kLanes>
 struct PoolVisitor {
+  static constexpr bool kIndices = true;
   using Memory = typename Compared<Element>::Memory;
   using Number = typename TapNumber<sizeof(Memory)>::type;
   Vec<Memory, kLanes> most;
@@ -89,15 +90,18 @@ struct PoolVisitor {
     most = wins ? value : most;
     index = wins ? broadcast<kLanes, Number>(static_cast<Number>(number)) : index;
   }
+  SEGOPS_MEMBER Vec<Memory, kLanes> value() const { return most; }
+  SEGOPS_MEMBER Vec<uint8_t, kLanes> number() const { return __builtin_convertvector(index, Vec<uint8_t, kLanes>); }
   SEGOPS_MEMBER void finish(Memory* output, uint8_t* indices) const {
-    *reinterpret_cast<Unaligned<Memory, kLanes>*>(output) = most;
-    *reinterpret_cast<Unaligned<uint8_t, kLanes>*>(indices) = __builtin_convertvector(index, Vec<uint8_t, kLanes>);
+    *reinterpret_cast<Unaligned<Memory, kLanes>*>(output) = value();
+    *reinterpret_cast<Unaligned<uint8_t, kLanes>*>(indices) = number();
   }
 };
 
 // The tap that an index tells.
 template <class U, int kLanes>
 struct PickVisitor {
+  static constexpr bool kIndices = false;
   using Number = typename TapNumber<sizeof(U)>::type;
   Vec<Number, kLanes> index;
   Vec<U, kLanes> picked{};
@@ -106,6 +110,7 @@ struct PickVisitor {
   SEGOPS_MEMBER void tap(int64_t number, Vec<U, kLanes> value) {
     picked = index == broadcast<kLanes, Number>(static_cast<Number>(number)) ? value : picked;
   }
+  SEGOPS_MEMBER Vec<U, kLanes> value() const { return picked; }
   SEGOPS_MEMBER void finish(U* output, uint8_t*) const { *reinterpret_cast<Unaligned<U, kLanes>*>(output) = picked; }
 };
 
@@ -116,24 +121,6 @@ SEGOPS_INLINE Vec<U, kLanes> every_other(Vec<U, kLanes> a, Vec<U, kLanes> b, int
   Vec<Number, kLanes> lanes;
   for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<Number>(2 * i + odd);
   return permute<U, kLanes>(a, b, lanes);
-}
-
-// Windows of 2 x 2 that tile the rows `upper` and `lower`: `count` (at least kLanes) of them.
-template <class Visitor, class U, int kLanes, class Start, class Finish>
-SEGOPS_INLINE void visit_pairs(const U* upper, const U* lower, int64_t count, const Start& start, const Finish& finish) {
-  for (int64_t at = 0; at < count; at += kLanes) {
-    const int64_t x = at < count - kLanes ? at : count - kLanes;
-    const auto vector = [&](const U* row, int half) {
-      return *reinterpret_cast<const Unaligned<U, kLanes>*>(row + 2 * x + half * kLanes);
-    };
-    Visitor visitor(start(x));
-    const Vec<U, kLanes> a = vector(upper, 0), b = vector(upper, 1), c = vector(lower, 0), d = vector(lower, 1);
-    visitor.tap(0, every_other<U, kLanes>(a, b, 0));
-    visitor.tap(1, every_other<U, kLanes>(a, b, 1));
-    visitor.tap(2, every_other<U, kLanes>(c, d, 0));
-    visitor.tap(3, every_other<U, kLanes>(c, d, 1));
-    finish(x, visitor);
-  }
 }
 
 // Rows of one image, split by phase: tap kx of window x is at row[offset(kx) + x], `fill` where it is outside. There is room
@@ -269,10 +256,6 @@ SEGOPS_INLINE void visit_taps(Visitor& visitor, const U* const* rows, const int6
   }
 }
 
-inline bool is_pair(const WindowAxis& axis) {
-  return axis.kernel == 2 && axis.stride == 2 && axis.padding == 0 && axis.dilation == 1;
-}
-
 // Visits the windows of dense rows. image, windows: read and written; numbers(band, y, x): what visitors start with.
 template <template <class, int> class Visitor, class Element, class U, class Start>
 Status visit_rows(const ConstPlanes& image, const Planes& windows, const PlanesOf<uint8_t>& indices,
@@ -281,31 +264,23 @@ Status visit_rows(const ConstPlanes& image, const Planes& windows, const PlanesO
   constexpr int kNative = kNativeLanes<U>;
   using Own = Visitor<Element, kNative>;
   const SplitRows<U> rows(vertical, horizontal, windows.width, image.width, fill);
-  const bool pairs = is_pair(vertical) && is_pair(horizontal) && 2 * windows.width <= image.width &&
-                     windows.width >= kNative && 2 * windows.height <= image.height;
-  const int64_t own = pairs ? 0 : rows.bytes() + (vertical.kernel + horizontal.kernel) * 8;
+  const int64_t own = rows.bytes() + (vertical.kernel + horizontal.kernel) * 8;
   const Memory scratch(parallel.workers * own, false);
   if (!scratch.data || !rows.allocated()) return Status::out_of_memory;
-  for (int32_t worker = 0; worker < parallel.workers && !pairs; ++worker) rows.start(scratch.data + worker * own);
+  for (int32_t worker = 0; worker < parallel.workers; ++worker) rows.start(scratch.data + worker * own);
   const int64_t bytes = image.batch * image.channels * image.height * image.width * static_cast<int64_t>(sizeof(U));
   for_each_band(windows, false, windows.height, bytes, parallel, [&](const Band& b) {
     char* const mine = scratch.data + b.worker * own;
     const U* const plane = row_of<const U>(image, b, 0);
-    if (!pairs) rows.forget(mine);
+    rows.forget(mine);
     const U** const taps = reinterpret_cast<const U**>(mine + rows.bytes());
     int64_t* const offsets = reinterpret_cast<int64_t*>(taps + vertical.kernel);
-    for (int64_t kx = 0; kx < horizontal.kernel && !pairs; ++kx) offsets[kx] = rows.offset(kx);
+    for (int64_t kx = 0; kx < horizontal.kernel; ++kx) offsets[kx] = rows.offset(kx);
     for (int64_t y = b.begin; y < b.end; ++y) {
       U* const to = row_of<U>(windows, b, y);
       uint8_t* const to_indices = indices.data ? row_of<uint8_t>(indices, b, y) : nullptr;
       const Taps inside = taps_inside(vertical, y, image.height);
       const auto begin = [&](int64_t x) { return start(b, inside.begin, y, x, windows.width - x); };
-      if (pairs) {
-        const U* const upper = plane + 2 * y * image.stride_h;
-        visit_pairs<Own, U, kNative>(upper, upper + image.stride_h, windows.width, begin,
-                                     [&](int64_t x, const Own& visitor) { visitor.finish(to + x, to_indices + x); });
-        continue;
-      }
       const auto split = [&](int64_t windows_row, int64_t ky) {
         const int64_t row = tap_position(vertical, windows_row, ky);
         return rows.split(mine, plane + row * image.stride_h, row);

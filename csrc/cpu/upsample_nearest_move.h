@@ -233,14 +233,21 @@ void for_each_row(const Move& m, bool of_pixels, const Parallel& parallel, const
   });
 }
 
-// Whether the output's memory is warm and far larger than a last-level cache (of a smaller one, some is still there when it
-// is read), and its rows begin at cache lines.
-inline bool worth_streaming(const Planes& o, bool warm, int64_t element, bool of_pixels) {
-  constexpr int64_t kLastLevelCache = 32 << 20, kLine = 64;
+// Whether what a kernel touches is far larger than a last-level cache: of less, some is still there when it is read next.
+inline bool exceeds_caches(int64_t bytes) { return bytes >= 64 << 20; }
+
+// Whether rows begin at cache lines.
+template <class P>
+bool begins_lines(const P& o, int64_t element, bool of_pixels) {
+  constexpr int64_t kLine = 64;
   const auto whole = [&](int64_t extent, int64_t stride) { return extent <= 1 || stride * element % kLine == 0; };
-  return warm && o.batch * o.channels * o.height * o.width * element >= 2 * kLastLevelCache &&
-         reinterpret_cast<uintptr_t>(o.data) % kLine == 0 && whole(o.batch, o.stride_n) && whole(o.height, o.stride_h) &&
+  return reinterpret_cast<uintptr_t>(o.data) % kLine == 0 && whole(o.batch, o.stride_n) && whole(o.height, o.stride_h) &&
          (of_pixels || whole(o.channels, o.stride_c));
+}
+
+// Whether to store a warm output past the caches.
+inline bool worth_streaming(const Planes& o, bool warm, int64_t element, bool of_pixels) {
+  return warm && exceeds_caches(o.batch * o.channels * o.height * o.width * element) && begins_lines(o, element, of_pixels);
 }
 
 template <class U>

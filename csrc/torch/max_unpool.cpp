@@ -118,7 +118,7 @@ std::tuple<Tensor, Tensor> pool(const Tensor& input, std::vector<int64_t> window
   p.indices = planes_of(static_cast<uint8_t*>(indices.mutable_data_ptr()), indices);
   p.vertical = windows.vertical;
   p.horizontal = windows.horizontal;
-  p.warm = warm(output);
+  p.warm = warm(output) && warm(indices);
   launch(p, input);
   return {output, indices};
 }
@@ -175,6 +175,7 @@ Tensor picked(Params p, const Tensor& grad_output, const Tensor& indices) {
   p.grad_output = image.planes;
   p.indices = as<const Index>(own.planes);
   p.grad_input = planes_of(grad_input);
+  if constexpr (sizeof(Index) == 1) p.warm = warm(grad_input);
   launch(p, grad_output);
   return grad_input;
 }

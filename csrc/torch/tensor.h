@@ -95,8 +95,9 @@ inline void advise_huge_pages(void* data, size_t bytes) {
 }
 
 // Whether memory has been touched before. Stores past the caches are good there; on a fresh page, which the system clears
-// through the caches at the first store, they cost the more.
+// through the caches at the first store, they cost the more. Nobody asks for less than a cache holds: that is called cold.
 inline bool is_warm(const void* data, size_t bytes) {
+  if (bytes < size_t{1} << 20) return false;
 #ifdef __linux__
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data);

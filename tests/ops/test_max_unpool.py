@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -300,3 +303,45 @@ def test_windows_far_larger_than_the_image(far: tuple[int, ...], device: str) ->
             restored, torch.zeros_like(x).flatten(2).scatter(2, flat.flatten(2), output.flatten(2)).view_as(x)
         )
         assert torch.equal(segops.max_unpool2d(output, flat, *far, output_size=(4, 4)), restored)
+
+
+@pytest.fixture
+def recycled_memory() -> Iterator[None]:
+    """Freed memory is used again rather than returned to the system, also by what is allocated next."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        pytest.skip("a setting of glibc")
+    trim_threshold, mmap_max = -1, -4
+    mallopt(trim_threshold, (1 << 31) - 1)
+    mallopt(mmap_max, 0)
+    yield
+    mallopt(mmap_max, 65536)
+    mallopt(trim_threshold, 128 << 10)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(1, 64, 512, 512), (1, 64, 512, 544), (1, 80, 512, 416)], ids=str)
+def test_large_images(
+    shape: tuple[int, ...], memory_format: torch.memory_format, threads: int, recycled_memory: None, device: str
+) -> None:
+    """Several items of work, and stores past the caches: of values and of indices, of values alone, in used memory."""
+    if device != "cpu":
+        pytest.skip("threads and caches of a CPU")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = torch.randn(shape).contiguous(memory_format=memory_format)
+        expected, flat = F.max_pool2d(x, 2, return_indices=True)
+        local = segops.flat_to_local_indices(flat, shape[2:], 2)
+        restored = torch.zeros_like(x).flatten(2).scatter(2, flat.flatten(2), expected.flatten(2)).view(shape)
+        for _ in range(2):
+            output, indices = segops.max_pool2d(x, 2)
+            assert torch.equal(output, expected)
+            assert torch.equal(indices, local)
+            assert torch.equal(segops.max_unpool2d(output, indices, 2), restored)
+            window = window_of("max_unpool2d", 2, None, 0, 1)
+            assert torch.equal(torch.ops.segops.max_unpool2d_backward(x, indices, window, False), expected)
+            del output, indices
+    finally:
+        torch.set_num_threads(before)

@@ -44,7 +44,7 @@ struct MaxPool {
   Planes output;              // [N, C, h, w]
   PlanesOf<uint8_t> indices;  // [N, C, h, w], in the layout of output
   WindowAxis vertical, horizontal;
-  bool warm;  // on a CPU: whether the output's memory has been touched before
+  bool warm;  // on a CPU: whether the memory of what is written has been touched before
 };
 
 // Each element of output [N, C, H, W] from the windows that point at it: the value of the latest in row-major order, or
@@ -70,6 +70,7 @@ struct MaxUnpoolBackward {
   Planes grad_input;                // [N, C, h, w], in the layout of grad_output
   WindowAxis vertical, horizontal;
   bool accumulate;
+  bool warm;
 };
 
 // The same with torch's indices y * W + x into a plane of output, arbitrary ones. An index outside the plane is recorded.
