@@ -42,12 +42,7 @@ STATISTICS = {
 #: Only images are interpolated.
 SAMPLES = pytest.mark.parametrize(
     ("name", "coarse"),
-    [
-        (name, coarse)
-        for name, sample in STATISTICS.items()
-        for coarse in (False, True)
-        if len(sample[3]) == 4 or not coarse
-    ],
+    [*((name, False) for name in STATISTICS), *((name, True) for name, s in STATISTICS.items() if len(s[3]) == 4)],
 )
 KINDS = pytest.mark.parametrize("coarse", [False, True], ids=["dense", "coarse"])
 
