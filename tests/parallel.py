@@ -13,6 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 TOGETHER = {
     "tests/engine/test_demo.py": "demo",
     "tests/test_benchmarks.py": "benchmarks",
+    "tests/ops/test_dice_bce_loss_ranks.py": "binary ranks",
     "tests/ops/test_dice_ce_loss_ranks.py": "ranks",
     "tests/ladder/test_sass.py": "sass",
     "tests/triton/test_dice_ce_loss_sass.py": "sass",

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ROOT / "segops" / "lib"
 EXPORTS = Path(__file__).with_name("torch_2_11_exports.txt")
 OPS = (
+    "dice_bce_loss",
     "dice_ce_loss",
     "upsample_bilinear",
     "upsample_nearest",

@@ -40,9 +40,7 @@ def every_option() -> list[str]:
     for i, (options, dtype, layout) in enumerate(itertools.product(OPTIONS, DTYPES, LAYOUTS)):
         place = PLACES[(i // 3) % len(PLACES)] if layout == "planar" else PLACES[i // 3 % 3]
         shape = {"dtype": dtype, "layout": layout, "c": CHANNELS[i % 5], **SIZES[i % 7]}
-        lines.append(
-            case(**shape, label=LABELS[(i + i // 5) % 5], align=i // 5 % 2, **place, **options, seed=i + 1)
-        )
+        lines.append(case(**shape, label=LABELS[(i + i // 5) % 5], align=i // 5 % 2, **place, **options, seed=i + 1))
     return lines
 
 
