@@ -105,11 +105,11 @@ def test_infinite_logits(special: float, gamma: float, backend: str, device: str
 
 
 @pytest.mark.parametrize("special", [INF, -INF, NAN], ids=str)
-@pytest.mark.parametrize("gamma", [0.0, 2.0, 0.5])
+@pytest.mark.parametrize("gamma", [2.0, 0.0, 0.5])
 def test_a_cross_entropy_of_weight_zero_is_left_out(gamma: float, special: float, backend: str, device: str) -> None:
     """Its NaN reaches neither value nor gradient: an infinite logit is a sure answer to the overlap."""
     logits, target = make_logits(SHAPE, device=device), make_target(SHAPE, device=device)
-    logits[0, 1, 2, 3] = special
+    logits[0, 1, 2, 3:5], target[0, 1, 2, 3], target[0, 1, 2, 4] = special, 0, 1
     options: dict[str, Any] = {"bce_weight": 0.0, "focal_gamma": gamma}
     ours = outcome(functools.partial(segops.dice_bce_loss, target=target, backend=backend, **options), logits)
     theirs = outcome(functools.partial(eager, target=target, **options), logits.double())

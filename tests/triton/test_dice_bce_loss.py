@@ -79,11 +79,11 @@ def test_layouts_mixed(layout: str, target_layout: str) -> None:
     check(logits, target, pixel_weight=weight, pos_weight=torch.tensor([0.5, 1, 2, 3, 4]))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("layout", "enough"), [("contiguous", 1), ("channels_last", 1), ("channels_last", 1 << 30)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64], ids=str)
-def test_the_first_bad_label(dtype: torch.dtype, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_bad_label(dtype: torch.dtype, layout: str, enough: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """First in row-major order, whatever the layout and the cut; and it is left out."""
-    monkeypatch.setattr(op, "_ENOUGH_PROGRAMS", 1)
+    monkeypatch.setattr(op, "_ENOUGH_PROGRAMS", enough)
     shape = (2, 70, 53, 1)
     logits, target = make_logits(shape, layout=layout), labels(shape, dtype)
     clean = target.clone()
