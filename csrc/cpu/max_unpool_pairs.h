@@ -112,6 +112,7 @@ template <class U, class Visit>
 bool in_pairs(const Planes& windows, bool dense, bool last, const Visit& visit) {
   constexpr int kNative = kNativeLanes<U>, kLeast = 16 / sizeof(U);
   if (dense && windows.width >= kNative) return visit(Lanes<kNative>{}, false), true;
+  if (dense && windows.width >= kLeast) return visit(Lanes<kLeast>{}, false), true;
   if (last && windows.channels >= kNative) return visit(Lanes<kNative>{}, true), true;
   if (last && windows.channels >= kLeast) return visit(Lanes<kLeast>{}, true), true;
   return false;

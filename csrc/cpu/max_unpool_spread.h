@@ -118,14 +118,19 @@ Status unpool_image(const MaxUnpool& p, const BadIndices& bad, const Parallel& p
   const bool dense = p.input.stride_w == 1 && p.output.stride_w == 1 && p.indices.stride_w == 1;
   if constexpr (!kSum) {
     const bool pairs = is_pair(p.vertical) && is_pair(p.horizontal);
-    if (pairs && dense && p.input.width >= kNative && p.output.width >= 2 * kNative) {
-      const int64_t tiled = p.output.width / 2, whole = p.input.width < tiled ? p.input.width : tiled;
-      const bool streaming = whole % kNative == 0 && worth_streaming(p.output, p.warm, sizeof(Element), false);
+    // Windows of a row whose both columns are in the output.
+    const int64_t width = pairs && dense ? (2 * p.input.width < p.output.width ? p.input.width : p.output.width / 2) : 0;
+    const auto rows = [&](auto lanes) {
+      constexpr int kLanes = decltype(lanes)::kValue;
+      const bool streaming =
+          kLanes == kNative && width % kNative == 0 && worth_streaming(p.output, p.warm, sizeof(Element), false);
       unpool_pairs<Element>(p, false, bad, parallel, [&](auto input, auto indices, int64_t count, auto upper, auto lower) {
-        return spread_pairs<Element, kNative>(input, indices, count, upper, lower, streaming);
+        return spread_pairs<Element, kLanes>(input, indices, count, upper, lower, streaming);
       });
       return Status::ok;
-    }
+    };
+    if (width >= kNative) return rows(Lanes<kNative>{});
+    if (width >= kLeast) return rows(Lanes<kLeast>{});
     const auto pixels = [&](auto lanes) {
       constexpr int kLanes = decltype(lanes)::kValue;
       const bool streaming = streams_pixels(p, kLanes, sizeof(Element));
