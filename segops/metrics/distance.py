@@ -15,6 +15,7 @@ REACH = 255
 NEAR = 4
 
 _BIAS = 1 << 15
+_OFFSET_BITS = 4
 #: The square of REACH, and with the largest step added to it still an int16.
 _FAR = (1 << 15) - 1 - 2 * REACH
 
@@ -23,20 +24,20 @@ class Nearest(NamedTuple):
     """
     Attributes:
         square: int32 of the masks' shape, the squared distance.
-        index: int32 of the masks' shape, where the nearest foreground pixel is in the flattened masks; right where a
+        position: int32 of the masks' shape, where the nearest foreground pixel is in the flattened masks; right where a
             foreground pixel is at most 3 rows and 3 columns away, any valid index elsewhere.
     """
 
     square: Tensor
-    index: Tensor
+    position: Tensor
 
 
 def nearest_foreground(masks: Tensor) -> Nearest:
     """Where the nearest True of each map is, and how far.
 
     First within the row, by running maxima of indices. Then the lower envelope of the parabolas
-    ``square[k] + (row - k)^2``: since k^2 = 1 + 3 + 5 + ..., it is what repeated minima of three rows arrive at, the two
-    outer ones raised by 1, 3, 5, ... (Huang, Mitchell, "A Euclidean distance transform using grayscale morphology
+    ``square[k] + (row - k)^2``: since k^2 = 1 + 3 + 5 + ..., it is what repeated minima of three rows arrive at,
+    the two outer ones raised by 1, 3, 5, ... (Huang, Mitchell, "A Euclidean distance transform using grayscale morphology
     decomposition", PAMI 1994). A round that changes nothing is the last one; a device, which is not waited for, runs
     all that there can be.
 
@@ -69,14 +70,14 @@ def nearest_foreground(masks: Tensor) -> Nearest:
 
 def _row_of_nearest(lines: Tensor, height: int) -> Tensor:
     """How many rows off the nearest pixel is, of those at most NEAR rows away; int32 [height, lines.shape[1]]."""
-    best = lines[NEAR:-NEAR].clone()
-    offset = torch.zeros_like(best)
-    for step in range(1, NEAR + 1):
-        for sign in (-step, step):
-            square = lines[NEAR + sign : NEAR + sign + height] + step * step
-            offset.masked_fill_(square < best, sign)
-            best = torch.minimum(best, square)
-    return offset.to(torch.int32)
+    # The offset in the low bits, so that the least number tells both. Squares that are too large stay too large.
+    coded = ((lines.clamp(max=4 * NEAR * NEAR - _BIAS) + _BIAS) << _OFFSET_BITS) + NEAR
+    best = coded[NEAR:-NEAR].clone()
+    other = torch.empty_like(best)
+    for offset in (sign * step for step in range(1, NEAR + 1) for sign in (-1, 1)):
+        raised = (offset * offset << _OFFSET_BITS) + offset
+        torch.minimum(best, torch.add(coded[NEAR + offset : NEAR + offset + height], raised, out=other), out=best)
+    return (best & (1 << _OFFSET_BITS) - 1).to(torch.int32) - NEAR
 
 
 def _lower_envelope(lines: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segops.metrics.saliency_maps import LEVELS, MAX_MAPS, Measures, f_measure, measure
+from segops.metrics.saliency_maps import LEVELS, MAX_MAPS, Measures, Observed, f_measure, measures, observe
 from segops.metrics.sums import SummedMetric
 
 _FLOAT = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -65,7 +65,8 @@ def saliency_metrics(
 ) -> dict[str, Tensor]:
     """The measures of one batch of saliency maps, equal to those of PySODMetrics.
 
-    Thresholds are 255, 254, ..., 0 of 255, and all curves come from one histogram; beta squared of the F-measure is 0.3.
+    Thresholds are 255, 254, ..., 0 of 255, and all curves come from one histogram; the F-measure has a beta squared
+    of 0.3.
 
     Args:
         prediction, target, normalize: as :class:`segops.metrics.SaliencyMetrics` takes them.
@@ -115,18 +116,21 @@ def _scores(sums: Tensor, name: str) -> dict[str, Tensor]:
 def _sums(prediction: Any, target: Any, normalize: bool, name: str) -> Tensor:
     """float64 [_SIZE]."""
     pairs = _checked(prediction, target, name)
-    sums = torch.zeros(_SIZE, dtype=torch.float64, device=pairs[0][0].device)
+    seen, bad = [], []
     for maps, masks in _chunks(pairs):
-        values, levels, bad = _values(maps, normalize)
-        if maps.device.type == "cpu" and bool(bad.any()):
+        values, levels, wrong = _values(maps, normalize)
+        if maps.device.type == "cpu" and bool(wrong.any()):
             raise ValueError(
                 f"segops.metrics.{name}: prediction must be in [0, 1], got values from {float(maps.min())} to "
                 f"{float(maps.max())}"
             )
-        measures = measure(values, levels, _foreground(masks))
-        columns = [torch.ones_like(measures.mae), bad, *measures[: len(_SCALARS)]]
-        sums += torch.cat([torch.stack(columns, 1), *measures[len(_SCALARS) :]], 1).sum(0)
-    return sums
+        seen.append(observe(values, levels, _foreground(masks)))
+        bad.append(wrong)
+    if not seen:
+        return torch.zeros(_SIZE, dtype=torch.float64, device=pairs[0][0].device)
+    found = measures(Observed(*(torch.cat(parts) for parts in zip(*seen, strict=True))))
+    scalars = torch.stack([torch.ones_like(found.mae), torch.cat(bad), *found[: len(_SCALARS)]], 1)
+    return torch.cat([scalars, *found[len(_SCALARS) :]], 1).sum(0)
 
 
 def _chunks(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -136,6 +140,8 @@ def _chunks(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Te
     """
     groups: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
     for pair in pairs:
+        if not len(pair[0]):
+            continue
         maps, masks = (t.mT if t.shape[1] > t.shape[2] else t for t in pair)
         groups.setdefault((maps.dtype, masks.dtype, *maps.shape[1:]), []).append((maps, masks))
     for (_, _, height, width), group in groups.items():
@@ -192,7 +198,9 @@ def _checked(prediction: Any, target: Any, name: str) -> list[tuple[Tensor, Tens
     if not all(lists):
         raise TypeError(f"{name}: prediction and target must be two tensors or two lists, got one list")
     if len(prediction) != len(target) or not prediction:
-        raise ValueError(f"{name}: lists must be of as many maps, at least one, got {len(prediction)} and {len(target)}")
+        raise ValueError(
+            f"{name}: lists must be of as many maps, at least one, got {len(prediction)} and {len(target)}"
+        )
     pairs = [_pair(p, t, name, f"[{i}]") for i, (p, t) in enumerate(zip(prediction, target, strict=True))]
     for i, (maps, _) in enumerate(pairs):
         if maps.device != pairs[0][0].device:

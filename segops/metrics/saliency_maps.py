@@ -25,7 +25,7 @@ _SIGMA = 5.0
 
 
 class Measures(NamedTuple):
-    """float64 [N], or [N, 256] for the thresholds 255 .. 0."""
+    """Of N maps: float64 [N], or [N, 256] for the thresholds 255 .. 0."""
 
     mae: Tensor
     s_measure: Tensor
@@ -38,20 +38,37 @@ class Measures(NamedTuple):
     e_curve: Tensor
 
 
-class Cells(NamedTuple):
-    """Sums of the values less those of each block's first pixel; float64 [N, 4, 2]: block, background or foreground.
+class Observed(NamedTuple):
+    """What the pixels of N maps tell, float64; all measures follow from it.
 
-    Of a block of one value they are zero, not nearly zero: the S-measure has a jump there.
+    In `total` and `square`, the first value of the block is taken away from each. Of a block of one value they are
+    zero, not nearly zero: the S-measure has a jump there.
+
+    Attributes:
+        pixels: [N].
+        mean: [N], of the values.
+        hits, misses: [N, 256], foreground and background pixels of each level or above, levels descending.
+        above: [N, 2], background and foreground pixels above the adaptive threshold.
+        counts, total, square: [N, 4, 2], by block, background or foreground.
+        first: [N, 4], the first value of each block.
+        lost, weighted: [N], sums for the weighted F-measure.
     """
 
-    count: Tensor
+    pixels: Tensor
+    mean: Tensor
+    hits: Tensor
+    misses: Tensor
+    above: Tensor
+    counts: Tensor
     total: Tensor
     square: Tensor
-    first: Tensor  # [N, 4]
+    first: Tensor
+    lost: Tensor
+    weighted: Tensor
 
 
-def measure(values: Tensor, levels: Tensor, masks: Tensor) -> Measures:
-    """All measures of at most MAX_MAPS maps.
+def observe(values: Tensor, levels: Tensor, masks: Tensor) -> Observed:
+    """Read at most MAX_MAPS maps.
 
     Args:
         values: float64 [N, H, W] in [0, 1].
@@ -59,44 +76,59 @@ def measure(values: Tensor, levels: Tensor, masks: Tensor) -> Measures:
         masks: bool [N, H, W], the foreground.
     """
     n, height, width = values.shape
-    pixels = height * width
     truth = masks.double()
-    mean = values.flatten(1).sum(1) / pixels
+    mean = values.flatten(1).mean(1)
     above = values >= (2 * mean).clamp(max=1)[:, None, None]
     centre = _centre(truth)
     in_lower = torch.arange(height, device=values.device) >= centre[:, :1]
     in_right = torch.arange(width, device=values.device) >= centre[:, 1:]
 
     row = masks.to(torch.uint8) + above.to(torch.uint8) * 2
-    row += in_lower.to(torch.uint8)[:, :, None] * 4
-    row += (in_right.to(torch.uint8) * 8)[:, None, :]
+    row += in_lower.to(torch.uint8)[:, :, None] * 8
+    row += in_right.to(torch.uint8)[:, None, :] * 4
     row += torch.arange(0, _ROWS * n, _ROWS, dtype=torch.uint8, device=values.device)[:, None, None]
     counts = confusion_matrix(levels, row, LEVELS)[: _ROWS * n]
-    # [N, right, lower, above, foreground, level]
-    counts = counts.view(n, 2, 2, 2, 2, LEVELS).double()
+    counts = counts.view(n, 4, 2, 2, LEVELS).double()  # [N, block, above, foreground, level]
+    per_level = counts.sum((1, 2)).flip(-1).cumsum(-1)
 
-    per_level = counts.sum((1, 2, 3)).flip(-1).cumsum(-1)
-    background, hits = per_level[:, 0], per_level[:, 1]
+    first = _first_values(values, centre)
+    total, square = _moments(values, truth, in_lower, in_right, first)
+    lost, weighted = _weighted_errors(values, masks, truth)
+    return Observed(
+        pixels=torch.full_like(mean, height * width),
+        mean=mean,
+        hits=per_level[:, 1],
+        misses=per_level[:, 0],
+        above=counts[:, :, 1].sum((1, 3)),
+        counts=counts.sum((2, 4)),
+        total=total,
+        square=square,
+        first=first.flatten(1),
+        lost=lost,
+        weighted=weighted,
+    )
+
+
+def measures(seen: Observed) -> Measures:
+    """The measures of each map."""
+    pixels, hits, predicted = seen.pixels[:, None], seen.hits, seen.hits + seen.misses
     foreground = hits[:, -1:]
-    precision = hits / (hits + background).clamp(min=1)
+    precision = hits / predicted.clamp(min=1)
     recall = hits / foreground.clamp(min=1)
-    beyond = counts[:, :, :, 1].sum((1, 2, 4))  # [N, foreground]
-    adaptive_hits, adaptive = beyond[:, 1:], beyond.sum(1, keepdim=True)
+    adaptive_hits, adaptive = seen.above[:, 1:], seen.above.sum(1, keepdim=True)
     adaptive_f = f_measure(adaptive_hits / adaptive.clamp(min=1), adaptive_hits / foreground.clamp(min=1))
-
-    cells = _cells(values, truth, counts.sum((3, 5)), in_lower, in_right, centre)
-    of_mask = (cells.total + cells.count * cells.first[..., None]).sum(1)  # sums of the values, [N, foreground]
-    errors = foreground[:, 0] - of_mask[:, 1]
+    off_mask, on_mask = (seen.total + seen.counts * seen.first[..., None]).sum(1).unbind(1)  # sums of the values
+    errors = foreground[:, 0] - on_mask
     return Measures(
-        mae=(of_mask[:, 0] + errors) / pixels,
-        s_measure=_s_measure(cells, mean, pixels),
-        weighted_f=_weighted_f(values, masks, truth, of_mask[:, 0], errors, foreground[:, 0]),
+        mae=(off_mask + errors) / seen.pixels,
+        s_measure=_s_measure(seen),
+        weighted_f=_weighted_f(seen.lost, 2 * off_mask - (seen.weighted - errors), foreground[:, 0]),
         adaptive_f=adaptive_f[:, 0],
         adaptive_e=_e_measure(adaptive_hits, adaptive, foreground, pixels)[:, 0],
         precision=precision,
         recall=recall,
         f_curve=f_measure(precision, recall),
-        e_curve=_e_measure(hits, hits + background, foreground, pixels),
+        e_curve=_e_measure(hits, predicted, foreground, pixels),
     )
 
 
@@ -106,7 +138,7 @@ def f_measure(precision: Tensor, recall: Tensor) -> Tensor:
     return (1 + BETA_SQUARE) * product / torch.where(product > 0, BETA_SQUARE * precision + recall, 1)
 
 
-def _e_measure(hits: Tensor, predicted: Tensor, foreground: Tensor, pixels: int) -> Tensor:
+def _e_measure(hits: Tensor, predicted: Tensor, foreground: Tensor, pixels: Tensor) -> Tensor:
     """Fan et al., "Enhanced-alignment measure for binary foreground map evaluation" (IJCAI 2018), from counts.
 
     A pixel has one of four pairs of (prediction, truth), and with it one of four values. The sum is divided by the
@@ -135,93 +167,86 @@ def _centre(truth: Tensor) -> Tensor:
     return torch.stack(means, 1).round() + 1
 
 
-def _cells(
-    values: Tensor, truth: Tensor, count: Tensor, in_lower: Tensor, in_right: Tensor, centre: Tensor
-) -> Cells:
+def _first_values(values: Tensor, centre: Tensor) -> Tensor:
+    """[N, lower, right]; any value for an empty block, which has none."""
     n, height, width = values.shape
-    rows = torch.stack([~in_lower, in_lower], 1).double()  # [N, 2, H]
-    columns = torch.stack([~in_right, in_right], 2).double()  # [N, W, 2]
-    # An empty block has no first pixel; any will do.
-    first_row = torch.stack([torch.zeros_like(centre[:, 0]), centre[:, 0].clamp(max=height - 1)], 1).long()
-    first_column = torch.stack([torch.zeros_like(centre[:, 1]), centre[:, 1].clamp(max=width - 1)], 1).long()
-    map_ = torch.arange(n, device=values.device)[:, None, None]
-    first = values[map_, first_row[:, :, None], first_column[:, None, :]]  # [N, lower, right]
-    of_row = torch.where(in_lower[:, None], first[:, 1, :, None], first[:, 0, :, None])  # [N, right, H]
-    shifted = values - torch.where(in_right[:, None, :], of_row[:, 1, :, None], of_row[:, 0, :, None])
+    begins = torch.stack([torch.zeros_like(centre), centre], 2).long()  # [N, row or column, where]
+    rows, columns = begins[:, 0].clamp(max=height - 1), begins[:, 1].clamp(max=width - 1)
+    maps = torch.arange(n, device=values.device)[:, None, None]
+    return values[maps, rows[:, :, None], columns[:, None, :]]
 
-    def by_block(x: Tensor) -> Tensor:
-        return (rows @ (x @ columns)).flatten(1)
+
+def _moments(values: Tensor, truth: Tensor, in_lower: Tensor, in_right: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """`total` and `square` of :class:`Observed`."""
+    rows = torch.stack([~in_lower, in_lower], 1).double()  # [N, lower, H]
+    columns = torch.stack([~in_right, in_right], 2).double()  # [N, W, right]
+    left, right = torch.where(in_lower[:, None], first[:, 1, :, None], first[:, 0, :, None]).unbind(1)  # [N, H] each
+    shifted = values - torch.where(in_right[:, None], right[:, :, None], left[:, :, None])
 
     def by_cell(x: Tensor, of_foreground: Tensor) -> Tensor:
-        foreground = by_block(of_foreground)
-        return torch.stack([by_block(x) - foreground, foreground], 2)
+        both, foreground = ((rows @ (t @ columns)).flatten(1) for t in (x, of_foreground))
+        return torch.stack([both - foreground, foreground], 2)
 
     on_mask = shifted * truth
-    total = by_cell(shifted, on_mask)
-    square = by_cell(shifted.square(), on_mask.square())
-    return Cells(count.transpose(1, 2).flatten(1, 2), total, square, first.flatten(1))
+    return by_cell(shifted, on_mask), by_cell(shifted * shifted, on_mask * on_mask)
 
 
-def _s_measure(cells: Cells, mean: Tensor, pixels: int) -> Tensor:
+def _s_measure(seen: Observed) -> Tensor:
     """Fan et al., "Structure-measure: a new way to evaluate foreground maps" (ICCV 2017), alpha 1/2."""
-    foreground = cells.count[:, :, 1].sum(1)
-    share = foreground / pixels
-    score = (_by_object(cells, share) + _by_region(cells, pixels)) / 2
-    return torch.where(foreground == 0, 1 - mean, torch.where(foreground == pixels, mean, score.clamp(min=0)))
+    foreground = seen.counts[:, :, 1].sum(1)
+    score = ((_by_object(seen) + _by_region(seen)) / 2).clamp(min=0)
+    score = torch.where(foreground == seen.pixels, seen.mean, score)
+    return torch.where(foreground == 0, 1 - seen.mean, score)
 
 
-def _by_object(cells: Cells, share: Tensor) -> Tensor:
-    count = cells.count.sum(1)
-    some = count.clamp(min=1)
-    first = cells.first[..., None]
-    mean = (cells.total + cells.count * first).sum(1) / some
+def _by_object(seen: Observed) -> Tensor:
+    count, first = seen.counts.sum(1), seen.first[..., None]
+    mean = (seen.total + seen.counts * first).sum(1) / count.clamp(min=1)
     shift = first - mean[:, None]
-    square = (cells.square + 2 * shift * cells.total + cells.count * shift.square()).sum(1)
+    square = (seen.square + 2 * shift * seen.total + seen.counts * shift.square()).sum(1)
     deviation = (square.clamp(min=0) / (count - 1).clamp(min=1)).sqrt()
     mean = torch.stack([1 - mean[:, 0], mean[:, 1]], 1)
     score = 2 * mean / (mean.square() + 1 + deviation + EPS)
-    return score[:, 0] * (1 - share) + score[:, 1] * share
+    return (score * count).sum(1) / seen.pixels
 
 
-def _by_region(cells: Cells, pixels: int) -> Tensor:
+def _by_region(seen: Observed) -> Tensor:
     """SSIM of the four blocks that meet at the centre of the foreground, by their share of the area; 0 if empty."""
-    background, foreground = cells.count.unbind(2)
+    background, foreground = seen.counts.unbind(2)
     count = background + foreground
-    some, total = count.clamp(min=1), cells.total.sum(2)
-    x, y = cells.first + total / some, foreground / some
+    some, total = count.clamp(min=1), seen.total.sum(2)
+    x, y = seen.first + total / some, foreground / some
     free = count - 1 + EPS
-    variance = (cells.square.sum(2) - total.square() / some).clamp(min=0) / free
+    variance = (seen.square.sum(2) - total.square() / some).clamp(min=0) / free
     variance_of_mask = background * foreground / some / free
     both = (background > 0) & (foreground > 0)
-    covariance = torch.where(both, cells.total[..., 1] - total * y, 0) / free
+    covariance = torch.where(both, seen.total[..., 1] - total * y, 0) / free
     alpha = 4 * x * y * covariance
     beta = (x.square() + y.square()) * (variance + variance_of_mask)
     score = torch.where(alpha != 0, alpha / (beta + EPS), (beta == 0).double())
-    return (torch.where(count > 0, score, 0) * count).sum(1) / pixels
+    return (torch.where(count > 0, score, 0) * count).sum(1) / seen.pixels
 
 
-def _weighted_f(
-    values: Tensor, masks: Tensor, truth: Tensor, background_errors: Tensor, errors: Tensor, foreground: Tensor
-) -> Tensor:
-    """Margolin, Zelnik-Manor, Tal, "How to evaluate foreground maps?" (CVPR 2014), beta 1.
-
-    Args:
-        background_errors, errors: sums of the errors off and on the foreground.
-    """
+def _weighted_errors(values: Tensor, masks: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the smoothed errors on the foreground, and of all errors times 2^(-distance / 5); [N] each."""
     error = (values - truth).abs_()
     nearest = nearest_foreground(masks)
     # Smoothed errors count on the foreground alone, so that the nearest pixel matters only half a kernel around it.
-    seen = error.flatten().index_select(0, nearest.index.flatten()).view(error.shape)
-    smoothed = torch.minimum(_smooth(seen), error)
-    lost = _dot(smoothed, truth)
-    # 2 - 2^(-distance / 5), and 1 on the foreground, where the distance is 0.
+    seen = error.flatten().index_select(0, nearest.position.flatten()).view(error.shape)
     nearness = _nearness(error.device).index_select(0, nearest.square.flatten()).view(error.shape)
-    false = 2 * background_errors - (_dot(error, nearness) - errors)
+    return _dot(torch.minimum(_smooth(seen), error), truth), _dot(error, nearness)
+
+
+def _weighted_f(lost: Tensor, false: Tensor, foreground: Tensor) -> Tensor:
+    """Margolin, Zelnik-Manor, Tal, "How to evaluate foreground maps?" (CVPR 2014), beta 1.
+
+    Args:
+        lost, false: weighted errors on and off the foreground.
+    """
     hits = foreground - lost
     recall = 1 - lost / foreground.clamp(min=1)
     precision = hits / (hits + false + EPS)
-    score = 2 * recall * precision / (recall + precision + EPS)
-    return torch.where(foreground == 0, 0, score)
+    return torch.where(foreground == 0, 0, 2 * recall * precision / (recall + precision + EPS))
 
 
 @cache
