@@ -1,6 +1,6 @@
 """segops: hand-written kernels for image segmentation, exposed as PyTorch operators."""
 
-from segops import backends, nn, onnx, ops
+from segops import backends, metrics, nn, onnx, ops
 from segops.config import show_config
 from segops.errors import check_errors, take_bad_data_count
 from segops.ops.confusion_matrix import confusion_matrix
@@ -28,6 +28,7 @@ __all__ = [
     "local_to_flat_indices",
     "max_pool2d",
     "max_unpool2d",
+    "metrics",
     "nn",
     "onnx",
     "ops",
