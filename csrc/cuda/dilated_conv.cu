@@ -95,12 +95,18 @@ cudaError_t direct(const Convolution& p, cudaStream_t stream) {
   return launch_direct<T, 1>(p, stream);
 }
 
+// Tiles of the product are as wide as 64 channels: with very few in a group they would be empty.
+bool has_many_channels(const Convolution& p) {
+  return p.dtype != Dtype::float64 && static_cast<int64_t>(p.source_channels) * p.destination_channels >= 16;
+}
+
 }  // namespace
 
-int64_t convolve_scratch_bytes(const Convolution&) { return 0; }
+int64_t convolve_scratch_bytes(const Convolution& p) { return has_many_channels(p) ? gemm_scratch_bytes(p) : 0; }
 
-cudaError_t convolve(const Convolution& p, void*, cudaStream_t stream) {
+cudaError_t convolve(const Convolution& p, void* scratch, cudaStream_t stream) {
   if (is_empty(p.destination)) return cudaSuccess;
+  if (has_many_channels(p)) return gemm(p, scratch, stream);
   switch (p.dtype) {
     case Dtype::float32: return direct<float>(p, stream);
     case Dtype::float64: return direct<double>(p, stream);

@@ -70,16 +70,19 @@ bool is_empty(const PlanesOf<Data>& planes) {
   return planes.batch == 0 || planes.channels == 0 || planes.height == 0 || planes.width == 0;
 }
 
-// Kernels for few channels in a group, and for float64; in dilated_conv.cu.
+// Chooses the kernel; in dilated_conv.cu.
 int64_t convolve_scratch_bytes(const Convolution& p);
 cudaError_t convolve(const Convolution& p, void* scratch, cudaStream_t stream);
+// For all but float64, as a product of matrices; in dilated_conv_gemm.cu.
+int64_t gemm_scratch_bytes(const Convolution& p);
+cudaError_t gemm(const Convolution& p, void* scratch, cudaStream_t stream);
 
 // What the epilogue makes of one channel.
 template <class A>
 struct ChannelEpilogue {
   A scale, add, slope;
 
-  __device__ __forceinline__ ChannelEpilogue() = default;
+  ChannelEpilogue() = default;
   __device__ __forceinline__ ChannelEpilogue(const ConvEpilogue& of, int channel) {
     const auto get = [&](const void* vector, A otherwise) {
       return vector ? device::load(static_cast<const A*>(vector) + channel) : otherwise;
