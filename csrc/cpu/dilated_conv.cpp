@@ -1,0 +1,47 @@
+// dilated_conv2d and its gradients: right for every shape by dilated_conv_direct.h, fast where Winograd's algorithm applies.
+#include "segops/dilated_conv.h"
+
+#include "dilated_conv_direct.h"
+#include "isa.h"
+
+namespace segops::SEGOPS_ISA {
+namespace {
+
+// Calls run<T, In>() for the element type In, which is accumulated in T.
+template <class Run>
+Status for_dtype(Dtype dtype, const Run& run) {
+  switch (dtype) {
+    case Dtype::float32: return run.template operator()<float, float>();
+    case Dtype::float64: return run.template operator()<double, double>();
+    case Dtype::bfloat16: return run.template operator()<float, BFloat16>();
+    case Dtype::float16: return run.template operator()<float, Float16>();
+    default: return Status::unsupported;
+  }
+}
+
+}  // namespace
+
+Status dilated_conv2d(const DilatedConv& p, const Parallel& parallel) {
+  return for_dtype(p.dtype, [&]<class T, class In>() { return convolve<T, In>(p, parallel); });
+}
+
+Status dilated_conv2d_finish(const DilatedConvFinish& p, const Parallel& parallel) {
+  return for_dtype(p.dtype, [&]<class T, class In>() { return finish_image<T, In>(p, parallel); });
+}
+
+Status dilated_conv2d_grad_input(const DilatedConvGradInput& p, const Parallel& parallel) {
+  return for_dtype(p.dtype, [&]<class T, class In>() { return convolve_grad_input<T, In>(p, parallel); });
+}
+
+Status dilated_conv2d_grad_weight(const DilatedConvGradWeight& p, const Parallel& parallel) {
+  return for_dtype(p.dtype, [&]<class T, class In>() { return convolve_grad_weight<T, In>(p, parallel); });
+}
+
+}  // namespace segops::SEGOPS_ISA
+
+#ifdef SEGOPS_ISA_IS_BASELINE
+SEGOPS_LAUNCHER(dilated_conv2d, DilatedConv)
+SEGOPS_LAUNCHER(dilated_conv2d_finish, DilatedConvFinish)
+SEGOPS_LAUNCHER(dilated_conv2d_grad_input, DilatedConvGradInput)
+SEGOPS_LAUNCHER(dilated_conv2d_grad_weight, DilatedConvGradWeight)
+#endif
