@@ -14,6 +14,13 @@ struct Reach {
   }
 };
 
+// Weight (o, i, ky, kx) at o * stride_o + i * stride_i + its tap; from the last tap to the first for the gradient of the input.
+struct WeightView {
+  const void* data;
+  int64_t stride_o, stride_i;
+  bool flipped;
+};
+
 template <class T, class In>
 SEGOPS_INLINE T element(const In* p) {
   return load<1, T>(p)[0];
@@ -21,19 +28,21 @@ SEGOPS_INLINE T element(const In* p) {
 
 // Outputs [begin, end) of row y of channel c of image n, as sums in `row`.
 template <class T, class In>
-void convolve_row(const DilatedConv& p, int64_t n, int64_t c, int64_t y, int64_t begin, int64_t end, T* row) {
+void convolve_row(const DilatedConv& p, const WeightView& weights, int64_t n, int64_t c, int64_t y, int64_t begin, int64_t end, T* row) {
   const ConstPlanes& in = p.input;
   const ConvWindow& w = p.window;
   const int64_t of_group = in.channels / p.groups, first = c / (p.output.channels / p.groups) * of_group;
-  const In* weight = static_cast<const In*>(p.weight) + c * of_group * w.kernel_h * w.kernel_w;
+  const int64_t taps = w.kernel_h * w.kernel_w;
   for (int64_t x = begin; x < end; ++x) row[x] = T(0);
   for (int64_t i = 0; i < of_group; ++i) {
     const In* plane = static_cast<const In*>(in.data) + n * in.stride_n + (first + i) * in.stride_c;
+    const In* weight = static_cast<const In*>(weights.data) + c * weights.stride_o + i * weights.stride_i;
     for (int64_t ky = 0; ky < w.kernel_h; ++ky) {
       const int64_t from = y * w.stride_h - w.padding_h + ky * w.dilation_h;
       if (from < 0 || from >= in.height) continue;
       for (int64_t kx = 0; kx < w.kernel_w; ++kx) {
-        const T factor = element<T>(weight + (i * w.kernel_h + ky) * w.kernel_w + kx);
+        const int64_t tap = ky * w.kernel_w + kx;
+        const T factor = element<T>(weight + (weights.flipped ? taps - 1 - tap : tap));
         const int64_t shift = kx * w.dilation_w - w.padding_w;
         const Reach reach(shift, w.stride_w, in.width, p.output.width);
         const In* source = plane + from * in.stride_h;
@@ -60,11 +69,13 @@ Status convolve(const DilatedConv& p, const Parallel& parallel) {
   const Memory memory(Finish<T>::bytes(o.channels), false), rows(row * parallel.workers, false);
   if (!memory.data || !rows.data) return Status::out_of_memory;
   const Finish<T> finish(p.epilogue, o.channels, memory.data);
+  const int64_t taps = p.window.kernel_h * p.window.kernel_w;
+  const WeightView weights{p.weight, p.input.channels / p.groups * taps, taps, false};
   for_each_item(parallel, o.batch * o.channels, false, [&](int64_t item, int32_t worker) {
     T* const sums = reinterpret_cast<T*>(rows.data + worker * row);
     const int64_t n = item / o.channels, c = item % o.channels;
     for (int64_t y = 0; y < o.height; ++y) {
-      convolve_row<T, In>(p, n, c, y, 0, o.width, sums);
+      convolve_row<T, In>(p, weights, n, c, y, 0, o.width, sums);
       finish_row<T, In>(finish, o, n, c, y, 0, o.width, sums);
     }
   });

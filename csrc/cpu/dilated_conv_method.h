@@ -4,6 +4,10 @@
 
 namespace segops {
 
+inline bool winograd_applies(const ConvWindow& w, int64_t groups) {
+  return w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && groups == 1;
+}
+
 enum class ConvMethod : int32_t { aten, winograd2, winograd4 };
 
 inline ConvMethod conv_method(Dtype, const ConvWindow&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool) {
