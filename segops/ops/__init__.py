@@ -3,6 +3,7 @@
 from segops.ops.confusion_matrix import confusion_matrix
 from segops.ops.dice_ce_loss import dice_ce_loss
 from segops.ops.dice_ce_loss_deep_supervision import deep_supervision_loss
+from segops.ops.dilated_conv import dilated_conv2d
 from segops.ops.max_unpool import flat_to_local_indices, local_to_flat_indices, max_pool2d, max_unpool2d
 from segops.ops.upsample_argmax import upsample_argmax
 from segops.ops.upsample_bilinear import upsample_bilinear2d, upsample_cat
@@ -13,6 +14,7 @@ __all__ = [
     "confusion_matrix",
     "deep_supervision_loss",
     "dice_ce_loss",
+    "dilated_conv2d",
     "flat_to_local_indices",
     "local_to_flat_indices",
     "max_pool2d",

@@ -54,4 +54,12 @@ struct DilatedConvGradWeight {
   bool fast;
 };
 
+// What follows a convolution that was computed elsewhere; output may be where it is. CPU only.
+struct DilatedConvFinish {
+  Dtype dtype;
+  ConstPlanes convolved;
+  ConvEpilogue epilogue;
+  Planes output;
+};
+
 }  // namespace segops
