@@ -18,7 +18,7 @@ __device__ __forceinline__ int source_of(const ConvAxis& axis, bool transposed, 
 
 // V channels of a pixel, of one channel a group; or one element of any layout.
 template <class T, int V>
-__global__ void __launch_bounds__(kPlaneThreads, 1) dilated_conv_direct_kernel(Convolution p, Tiling tiling) {
+__global__ void __launch_bounds__(kPlaneThreads, 2) dilated_conv_direct_kernel(Convolution p, Tiling tiling) {
   using A = AccumulatorOf<T>;
   const Place place(tiling, V);
   if (!place.active) return;

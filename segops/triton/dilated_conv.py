@@ -96,9 +96,10 @@ def _convolve(
             args = (*tensors, pixels, channels, columns, groups, *sizes, *strides, vertical, horizontal)
             launch(dilated_conv_direct_kernel, programs, source, *args, **options, **blocks)
         else:
-            block_n = _block(columns, 128)
-            programs = groups * triton.cdiv(pixels, 128) * triton.cdiv(columns, block_n)
-            blocks = {"BLOCK_M": 128, "BLOCK_N": block_n, "BLOCK_K": _block(channels, 128 // source.element_size())}
+            # Float takes twice the room, and more registers where it is exact.
+            block_m, block_n = (64, _block(columns, 64)) if source.element_size() == 4 else (128, _block(columns, 128))
+            programs = groups * triton.cdiv(pixels, block_m) * triton.cdiv(columns, block_n)
+            blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": _block(channels, 128 // source.element_size())}
             args = (*tensors, pixels, channels, columns, *sizes, *strides, vertical, horizontal)
             schedule = {"PRECISION": "tf32" if fast else "ieee", "num_warps": 8 if block_n > 64 else 4, "num_stages": 3}
             launch(dilated_conv_kernel, programs, source, *args, **options, **blocks, **schedule)
@@ -137,9 +138,7 @@ def dilated_conv2d(
     packed = _in_groups(weight, groups).permute(0, 3, 2, 1).contiguous()
     vertical, horizontal = (_forward_axis(sizes[i], kernel[i], *window[i::2]) for i in (0, 1))
     vectors = tuple(v if v is None else v.contiguous() for v in (bias, scale, shift, slope))
-    return _convolve(
-        input, packed, output, [(vertical, horizontal)], kernel[1], fast, vectors, residual, activation
-    )
+    return _convolve(input, packed, output, [(vertical, horizontal)], kernel[1], fast, vectors, residual, activation)
 
 
 def dilated_conv2d_grad_input(

@@ -99,11 +99,17 @@ LIMITS = (
     ),
     Limit(r"dilated_conv_pack<.*>", 48, at_least={"stg128": 1}),
     Limit(r"dilated_conv_direct<double, .*>", 96, calls=("dblrcp_rn_slowpath_v3", *COLLECTIVES)),
-    Limit(r"dilated_conv_direct<.*, 1>", 64, calls=SIGMOID),
+    Limit(r"dilated_conv_direct<.*, 1>", 80, calls=SIGMOID),
     Limit(r"dilated_conv_direct<.*, [48]>", 128, at_least={"ldg128": 1, "stg128": 1}, calls=SIGMOID),
     # The first pixel of a part is a quotient in 64 bits, once a thread.
     Limit(
-        r"dilated_conv_grad_weight<TurnedMatrix<.*>, .*>",
+        r"dilated_conv_grad_weight<TurnedMatrix<.*>, planar>",
+        192,
+        at_least={"mma": 32, "ldsm": 12, "ldgsts": 6},
+        calls=(*INDEX, *COLLECTIVES),
+    ),
+    Limit(
+        r"dilated_conv_grad_weight<TurnedMatrix<.*>, rows>",
         255,
         at_least={"mma": 32, "ldsm": 12},
         calls=(*INDEX, *COLLECTIVES),
@@ -116,7 +122,25 @@ LIMITS = (
         calls=(*INDEX, *COLLECTIVES),
     ),
     Limit(r"dilated_conv_grad_weight_combine<.*>", 48),
-    Limit(r"dilated_conv_grad_weight_direct<.*>", 48),
+    Limit(r"dilated_conv_grad_weight_direct<.*>", 96),
+    # For sm_100, ptxas guards tensor memory with subroutines.
+    Limit(r"triton dilated_conv \(float32\)", 192, at_least={"ldg128": 1, "stg128": 8}),
+    # A few registers are spilled once, before the loop over taps.
+    Limit(r"triton dilated_conv \(grad_input, float32\)", 192, spill_bytes=16, stack=16, at_least={"stg128": 8}),
+    Limit(
+        r"triton dilated_conv \(grad_input, float32 as TF32\)",
+        160,
+        spill_bytes=16,
+        stack=16,
+        at_least={"mma": 4, "stg128": 8},
+        calls=("subroutine",),
+    ),
+    Limit(r"triton dilated_conv \(.*\)", 255, at_least={"mma": 4, "stg128": 8}, calls=("subroutine",)),
+    Limit(r"triton dilated_conv_direct .*", 80, at_least={"ldg128": 1, "stg128": 1}),
+    Limit(r"triton dilated_conv_grad_weight_direct .*", 80, at_least={"ldg128": 2}),
+    Limit(r"triton dilated_conv_grad_weight \(grad_weight, float32\)", 192, at_least={"stg128": 8}),
+    Limit(r"triton dilated_conv_grad_weight \(.*\)", 144, at_least={"mma": 4, "stg128": 8}, calls=("subroutine",)),
+    Limit(r"triton dilated_conv_combine .*", 40, at_least={"ldg128": 4, "stg128": 1}),
 )
 
 OPERATOR = Operator(

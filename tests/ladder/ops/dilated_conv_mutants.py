@@ -11,7 +11,6 @@ BOTH, FORWARD, GEMM, WEIGHT = (
     "dilated_conv_gemm.cu",
     "dilated_conv_grad_weight.cu",
 )
-TILE, TURNED = "dilated_conv_tile.cuh", "dilated_conv_turned.cuh"
 WRONG, BARRIER, AFTER_WAIT = "wrong element", "missing barrier", "no barrier after the wait"
 SHORT, PAST, SIXTEEN = (
     "cp.async wait one group short",
@@ -57,9 +56,9 @@ MUTANTS = (
     Mutant(
         "conv: columns from the rows",
         "B fragments loaded with A's addresses",
-        TILE,
-        "ldmatrix_x4(pair, columns +",
-        "ldmatrix_x4(pair, rows +",
+        GEMM,
+        "Product::add(sums, rows, rows + kRows * kRowBytes);",
+        "Product::add(sums, rows, rows);",
         (3,),
     ),
     Mutant("conv: a pixel too many", PAST, GEMM, "/ lanes; r < part.rows;", "/ lanes; r <= part.rows;", (4, 5)),
@@ -92,7 +91,7 @@ MUTANTS = (
         SIXTEEN,
         GEMM,
         "g.wide = wide(p.destination) && (!p.epilogue.residual.data || wide(p.epilogue.residual));",
-        "g.wide = true;",
+        "g.wide = wide(p.destination) || true;",
         (3, 4, 5),
     ),
     Mutant("conv: groups that are no whole chunks", SIXTEEN, GEMM, "p.source_channels % V != 0 || ", "", (3, 4, 5)),
@@ -122,7 +121,7 @@ MUTANTS = (
         SIXTEEN,
         FORWARD,
         "depthwise && vectors_fit(p.destination, sizeof(T), false) && vectors_fit(p.source, sizeof(T), false)",
-        "true",
+        "depthwise || true",
         (3, 4, 5),
     ),
     Mutant("conv, weight: a group too few", SHORT, WEIGHT, "wait<kStages - 2>", "wait<kStages - 1>", (3, 4)),
@@ -130,9 +129,9 @@ MUTANTS = (
     Mutant(
         "conv, weight: columns from the rows",
         "B fragments loaded with A's addresses",
-        TURNED,
-        "pair, columns + At",
-        "pair, rows + At",
+        WEIGHT,
+        "Product::add(sums, rows, rows + At::kRowsBytes);",
+        "Product::add(sums, rows, rows);",
         (3,),
     ),
     Mutant(
@@ -148,7 +147,7 @@ MUTANTS = (
         WRONG,
         WEIGHT,
         "const bool there = left > 0;",
-        "const bool there = n < p.grad_output.batch;",
+        "const bool there = left > 0 || n < p.grad_output.batch;",
         (3,),
     ),
     Mutant("conv, weight: a part is left out", WRONG, WEIGHT, "part < cut.parts;", "part < cut.parts - 1;", (3,)),
