@@ -4,6 +4,7 @@
 
 #include "dilated_conv_method.h"
 #include "image.h"
+#include "isa.h"
 
 namespace segops {
 Status dilated_conv2d(const DilatedConv&, const Parallel&);
@@ -128,9 +129,11 @@ Tensor laid_out(const Tensor& t, Tensor like) {
   return torch::stable::copy_(like, t);
 }
 
+// The sizes of a convolution from `input` to `output`; processors without AVX2 keep ATen's.
 ConvMethod method_of(const Tensor& input, const ConvWindow& w, int64_t groups, const Tensor& output, bool fast) {
-  return conv_method(dtype_of(input, kConv), w, groups, input.size(0), input.size(1), output.size(1), output.size(2),
-                     output.size(3), fast);
+  if (isa() == Isa::baseline) return ConvMethod::aten;
+  const ConvSize size{input.size(0), input.size(1), output.size(1), output.size(2), output.size(3)};
+  return conv_method(dtype_of(input, kConv), w, groups, size, fast);
 }
 
 // ATen's convolution, and in place what follows it.
@@ -144,8 +147,9 @@ Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor&
   const bool last = !rest.scale && !rest.shift && !rest.residual.data && rest.activation == Activation::none;
   if (last) return laid_out(convolved, output);
   if (same_strides(convolved, output)) output = convolved;
-  check(dilated_conv2d_finish({p.dtype, planes_of(convolved.const_data_ptr(), convolved), rest, planes_of(output)}, threads()),
-        kConv);
+  check(
+      dilated_conv2d_finish({p.dtype, planes_of(convolved.const_data_ptr(), convolved), rest, planes_of(output)}, threads()),
+      kConv);
   return output;
 }
 #endif
@@ -161,7 +165,8 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector s
   p.groups = groups;
   p.fast = fast;
   const ConvWindow& w = p.window;
-  const int64_t channels = weight.size(0), height = outputs(input.size(2), w.kernel_h, w.stride_h, w.padding_h, w.dilation_h),
+  const int64_t channels = weight.size(0),
+                height = outputs(input.size(2), w.kernel_h, w.stride_h, w.padding_h, w.dilation_h),
                 width = outputs(input.size(3), w.kernel_w, w.stride_w, w.padding_w, w.dilation_w);
   check_sizes(sizes_of(input), sizes_of(weight), {input.size(0), channels, height, width}, w, groups);
   p.epilogue.bias = vector_of(bias, channels, input, "bias");
@@ -186,7 +191,9 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector s
   if (input.size(0) == 0) return output;
   const Tensor dense = torch::stable::contiguous(weight);
 #ifndef SEGOPS_DEVICE_KERNELS
-  if (method_of(input, w, groups, output, fast) == ConvMethod::aten) return convolve_by_aten(p, input, dense, bias, output);
+  const ConvMethod method = method_of(input, w, groups, output, fast);
+  if (method == ConvMethod::aten) return convolve_by_aten(p, input, dense, bias, output);
+  p.fast = method == ConvMethod::winograd4;
 #endif
   const Image image = as_image(input);
   p.input = image.planes;
@@ -209,8 +216,9 @@ Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t heigh
   if (n == 0) return result;
   const Tensor dense = torch::stable::contiguous(weight);
 #ifndef SEGOPS_DEVICE_KERNELS
-  if (method_of(grad_output, w, groups, result, fast) == ConvMethod::aten)
-    return laid_out(aten_gradient(grad_output, result, dense, w, groups, true), result);
+  const ConvMethod method = method_of(grad_output, w, groups, result, fast);
+  if (method == ConvMethod::aten) return laid_out(aten_gradient(grad_output, result, dense, w, groups, true), result);
+  fast = method == ConvMethod::winograd4;
 #endif
   const Image image = as_image(grad_output);
   launch(DilatedConvGradInput{dtype, image.planes, dense.const_data_ptr(), w, groups, planes_of(result), fast}, grad_output);
