@@ -24,7 +24,7 @@ inline int64_t winograd_tiles(int64_t size, int64_t dilation, int64_t m) {
 
 // Costs in multiply-adds of a matrix product at full speed, from profiles of large and small images: what a pixel of a
 // channel, a tile of a channel and a weight cost besides.
-constexpr double kProductCost = 1.15, kDirectCost = 1.05, kPixelCost = 30, kFixedCost = 8e6, kWorthIt = 0.9;
+constexpr double kProductCost = 1.15, kDirectCost = 1.05, kPixelCost = 30, kFixedCost = 16e6, kWorthIt = 0.9;
 
 inline double direct_cost(const ConvSize& s) {
   const double pixels = static_cast<double>(s.batch * s.height * s.width);
@@ -37,7 +37,7 @@ inline double winograd_cost(const ConvSize& s, const ConvWindow& w, int64_t m) {
   const double tiles =
       static_cast<double>(s.batch * winograd_tiles(s.height, w.dilation_h, m) * winograd_tiles(s.width, w.dilation_w, m));
   const double points = static_cast<double>((m + 2) * (m + 2)), weights = static_cast<double>(inputs * outputs);
-  const double per_tile = m == 2 ? 280 : 1000, per_weight = m == 2 ? 900 : 1400;
+  const double per_tile = m == 2 ? 280 : 1100, per_weight = m == 2 ? 1500 : 4000;
   return tiles * (points * weights * kProductCost + static_cast<double>(inputs + outputs) * per_tile) +
          weights * per_weight + kFixedCost;
 }

@@ -296,7 +296,24 @@ class Winograd {
                     int64_t size) const {
     const int64_t channels = least(p_.output.channels - c, kBlock);
     const ConstPlanes& r = finish.residual;
-    for (int64_t x = 0; x < size; ++x, from += kBlock, to += p_.output.stride_w) {
+    int64_t x = 0;
+    if (channels == kBlock && (!residual || r.stride_c == 1)) {
+      constexpr int kCount = 4;  // pixels at once
+      for (; x + kCount <= size; x += kCount, from += kCount * kBlock, to += kCount * p_.output.stride_w) {
+        for (int part = 0; part < kBlock; part += kLanes) {
+          const V scale = load<kLanes, float>(finish.scale + c + part),
+                  offset = load<kLanes, float>(finish.offset + c + part);
+          const V slope = load<kLanes, float>(finish.slope + c + part);
+          V v[kCount];
+          for (int i = 0; i < kCount; ++i) v[i] = load<kLanes, float>(from + i * kBlock + part) * scale + offset;
+          for (int i = 0; residual && i < kCount; ++i) v[i] += load<kLanes, float>(residual + i * r.stride_w + part);
+          activate<float, kLanes, kCount>(v, finish.activation, [&](int) { return slope; });
+          for (int i = 0; i < kCount; ++i) store<kLanes>(to + i * p_.output.stride_w + part, v[i]);
+        }
+        if (residual) residual += kCount * r.stride_w;
+      }
+    }
+    for (; x < size; ++x, from += kBlock, to += p_.output.stride_w) {
       finish_run<false, float, float, In>(finish, c, channels, {from, 1}, {residual, r.stride_c}, {to, 1});
       if (residual) residual += r.stride_w;
     }
