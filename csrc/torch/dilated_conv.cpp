@@ -20,12 +20,22 @@ constexpr const char* kConv = "dilated_conv2d";
 using Vector = std::optional<Tensor>;
 
 #ifdef SEGOPS_DEVICE_KERNELS
-void launch(const DilatedConv& p, const Tensor& on) { check(cuda::dilated_conv2d(p, Queue(on).stream()), kConv); }
+Tensor scratch_of(int64_t bytes, const Tensor& on) { return empty({(bytes + 7) / 8}, ScalarType::Long, on); }
+
+void launch(const DilatedConv& p, const Tensor& on) {
+  const Queue queue(on);
+  Tensor scratch = scratch_of(cuda::dilated_conv2d_scratch_bytes(p), on);
+  check(cuda::dilated_conv2d(p, scratch.mutable_data_ptr(), queue.stream()), kConv);
+}
 void launch(const DilatedConvGradInput& p, const Tensor& on) {
-  check(cuda::dilated_conv2d_grad_input(p, Queue(on).stream()), kConv);
+  const Queue queue(on);
+  Tensor scratch = scratch_of(cuda::dilated_conv2d_grad_input_scratch_bytes(p), on);
+  check(cuda::dilated_conv2d_grad_input(p, scratch.mutable_data_ptr(), queue.stream()), kConv);
 }
 void launch(const DilatedConvGradWeight& p, const Tensor& on) {
-  check(cuda::dilated_conv2d_grad_weight(p, Queue(on).stream()), kConv);
+  const Queue queue(on);
+  Tensor scratch = scratch_of(cuda::dilated_conv2d_grad_weight_scratch_bytes(p), on);
+  check(cuda::dilated_conv2d_grad_weight(p, scratch.mutable_data_ptr(), queue.stream()), kConv);
 }
 #else
 void launch(const DilatedConv& p, const Tensor&) { check(dilated_conv2d(p, threads()), kConv); }
