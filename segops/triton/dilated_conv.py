@@ -137,9 +137,7 @@ def dilated_conv2d(
     packed = _in_groups(weight, groups).permute(0, 3, 2, 1).contiguous()
     vertical, horizontal = (_forward_axis(sizes[i], kernel[i], *window[i::2]) for i in (0, 1))
     vectors = tuple(v if v is None else v.contiguous() for v in (bias, scale, shift, slope))
-    return _convolve(
-        input, packed, output, [(vertical, horizontal)], kernel[1], fast, vectors, residual, activation
-    )
+    return _convolve(input, packed, output, [(vertical, horizontal)], kernel[1], fast, vectors, residual, activation)
 
 
 def dilated_conv2d_grad_input(

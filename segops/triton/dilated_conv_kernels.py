@@ -196,7 +196,9 @@ def dilated_conv_direct_kernel(
         y = top + ty * vertical[5]
         x = left + tx * horizontal[5]
         inside = (pixel < pixels) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        at = n.to(tl.int64) * source_strides[0] + y.to(tl.int64) * source_strides[2] + x.to(tl.int64) * source_strides[3]
+        at = (
+            n.to(tl.int64) * source_strides[0] + y.to(tl.int64) * source_strides[2] + x.to(tl.int64) * source_strides[3]
+        )
         from_channel = ((group * channels + c).to(tl.int64) * source_strides[1])[None, :]
         a = tl.load((source + at)[:, None] + from_channel, mask=inside[:, None] & mask[None, :], other=0.0)
         whole = (vertical[7] + ty * vertical[8]) * tap_width + horizontal[7] + tx * horizontal[8]
@@ -284,9 +286,7 @@ def dilated_conv_grad_weight_kernel(
         else:
             total = tl.dot(tl.trans(a), b, total, input_precision=PRECISION)
     to = (program.to(tl.int64) * columns + k) * taps + tap
-    tl.store(
-        (sums + to * channels)[:, None] + c[None, :], total, mask=(k < columns)[:, None] & (c < channels)[None, :]
-    )
+    tl.store((sums + to * channels)[:, None] + c[None, :], total, mask=(k < columns)[:, None] & (c < channels)[None, :])
 
 
 @triton.jit
