@@ -1,8 +1,8 @@
 // dilated_conv2d and its gradients: right for every shape by dilated_conv_direct.h, fast where Winograd's algorithm applies.
 #include "segops/dilated_conv.h"
 
-#include "dilated_conv_winograd.h"
 #include "dilated_conv_method.h"
+#include "dilated_conv_winograd.h"
 #include "isa.h"
 
 namespace segops::SEGOPS_ISA {

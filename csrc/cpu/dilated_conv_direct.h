@@ -14,7 +14,8 @@ struct Reach {
   }
 };
 
-// Weight (o, i, ky, kx) at o * stride_o + i * stride_i + its tap; from the last tap to the first for the gradient of the input.
+// Weight (o, i, ky, kx) at o * stride_o + i * stride_i + its tap; from the last tap to the first for the gradient of the
+// input.
 struct WeightView {
   const void* data;
   int64_t stride_o, stride_i;
@@ -28,7 +29,8 @@ SEGOPS_INLINE T element(const In* p) {
 
 // Outputs [begin, end) of row y of channel c of image n, as sums in `row`.
 template <class T, class In>
-void convolve_row(const DilatedConv& p, const WeightView& weights, int64_t n, int64_t c, int64_t y, int64_t begin, int64_t end, T* row) {
+void convolve_row(const DilatedConv& p, const WeightView& weights, int64_t n, int64_t c, int64_t y, int64_t begin,
+                  int64_t end, T* row) {
   const ConstPlanes& in = p.input;
   const ConvWindow& w = p.window;
   const int64_t of_group = in.channels / p.groups, first = c / (p.output.channels / p.groups) * of_group;

@@ -37,12 +37,19 @@ struct Product {
   const float* weights;
   float* products;
   int64_t tiles, inputs, outputs;
+  int64_t image_stride, product_stride;  // of tiles
+};
+
+// What is read next, brought into the cache a little with each step.
+struct Ahead {
+  const char* next;
+  int64_t step;  // bytes
 };
 
 // kRows tiles by kVectors vectors of outputs, in registers.
 template <int kRows, int kVectors>
-SEGOPS_INLINE void multiply_tile(const float* image, int64_t image_stride, const float* weight, int64_t depth, float* product,
-                                 int64_t product_stride, bool first) {
+SEGOPS_INLINE void multiply_tile(const float* image, int64_t image_stride, const float* weight, int64_t depth,
+                                 float* product, int64_t product_stride, bool first, Ahead ahead) {
   constexpr int kLanes = kNativeLanes<float>;
   using V = Vec<float, kLanes>;
   V sum[kRows][kVectors];
@@ -50,6 +57,7 @@ SEGOPS_INLINE void multiply_tile(const float* image, int64_t image_stride, const
     for (int v = 0; v < kVectors; ++v)
       sum[r][v] = first ? V{} : load<kLanes, float>(product + r * product_stride + v * kLanes);
   for (int64_t k = 0; k < depth; ++k) {
+    __builtin_prefetch(ahead.next + k * ahead.step, 0, 3);
     V w[kVectors];
     for (int v = 0; v < kVectors; ++v) w[v] = load<kLanes, float>(weight + (k * kVectors + v) * kLanes);
     for (int r = 0; r < kRows; ++r) {
@@ -63,11 +71,11 @@ SEGOPS_INLINE void multiply_tile(const float* image, int64_t image_stride, const
 
 template <int kRows, int kVectors>
 void multiply_rows(const Product& p, int64_t rows, const float* image, const float* weight, int64_t depth, float* product,
-                   bool first) {
+                   bool first, Ahead ahead) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return multiply_rows<kRows - 1, kVectors>(p, rows, image, weight, depth, product, first);
+    if (rows < kRows) return multiply_rows<kRows - 1, kVectors>(p, rows, image, weight, depth, product, first, ahead);
   }
-  multiply_tile<kRows, kVectors>(image, p.inputs, weight, depth, product, p.outputs, first);
+  multiply_tile<kRows, kVectors>(image, p.image_stride, weight, depth, product, p.product_stride, first, ahead);
 }
 
 template <int kWidth>
@@ -79,10 +87,14 @@ void multiply_panel(const Product& p, const float* weights, float* products) {
   const int64_t depth = ((p.inputs + blocks - 1) / blocks + 15) / 16 * 16;
   for (int64_t k = 0; k < p.inputs; k += depth) {
     const int64_t deep = p.inputs - k < depth ? p.inputs - k : depth;
-    for (int64_t t = 0; t < p.tiles; t += kRows) {
+    // Blocks follow each other in memory, to the end of all weights.
+    const int64_t groups = (p.tiles + kRows - 1) / kRows;
+    Ahead ahead{reinterpret_cast<const char*>(weights + (k + deep) * kWidth),
+                kWidth * static_cast<int64_t>(sizeof(float)) / groups};
+    for (int64_t t = 0; t < p.tiles; t += kRows, ahead.next += deep * ahead.step) {
       const int64_t rows = p.tiles - t < kRows ? p.tiles - t : kRows;
-      multiply_rows<kRows, kVectors>(p, rows, p.images + t * p.inputs + k, weights + k * kWidth, deep,
-                                     products + t * p.outputs, k == 0);
+      multiply_rows<kRows, kVectors>(p, rows, p.images + t * p.image_stride + k, weights + k * kWidth, deep,
+                                     products + t * p.product_stride, k == 0, ahead);
     }
   }
 }

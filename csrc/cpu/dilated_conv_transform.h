@@ -132,7 +132,8 @@ SEGOPS_INLINE void transform_output(const float* from, int64_t point_step, float
 template <int kLanes, int kGroup, bool kSecond>
 SEGOPS_INLINE Vec<int32_t, kLanes> exchange() {
   Vec<int32_t, kLanes> order{};
-  for (int i = 0; i < kLanes; ++i) order[i] = (i & kGroup) ? kLanes + i - (kSecond ? 0 : kGroup) : i + (kSecond ? kGroup : 0);
+  for (int i = 0; i < kLanes; ++i)
+    order[i] = (i & kGroup) ? kLanes + i - (kSecond ? 0 : kGroup) : i + (kSecond ? kGroup : 0);
   return order;
 }
 

@@ -12,7 +12,28 @@
 #include "dilated_conv_gemm.h"
 #include "dilated_conv_transform.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace segops::SEGOPS_ISA {
+
+// Scratch of many megabytes, written all over: huge pages spare faults and misses of the address cache.
+struct Scratch {
+  Memory memory;
+  float* data = nullptr;
+  explicit Scratch(int64_t floats) : memory(floats * static_cast<int64_t>(sizeof(float)) + kHugePage, false) {
+    if (!memory.data) return;
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(memory.data),
+                    aligned = (begin + kHugePage - 1) / kHugePage * kHugePage;
+    data = reinterpret_cast<float*>(aligned);
+#ifdef MADV_HUGEPAGE
+    const int64_t bytes = floats * static_cast<int64_t>(sizeof(float)) / kHugePage * kHugePage;
+    if (bytes > 0) madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+#endif
+  }
+  static constexpr int64_t kHugePage = int64_t{2} << 20;
+};
 
 template <class F, class In>
 class Winograd {
@@ -20,6 +41,7 @@ class Winograd {
   static constexpr int kLanes = kNativeLanes<float>, kOut = F::kOut, kIn = F::kIn, kPoints = kIn * kIn;
   static constexpr int64_t kTiles = 96, kMostTiles = 4 * kTiles;  // of an item
   static constexpr int64_t kScratch = int64_t{12} << 20;          // bytes
+  static constexpr int64_t kLine = 9 * kBlock + kBlock;           // floats of a line of weights, with room to read past
   using V = Vec<float, kLanes>;
 
   // Weights are read as `weight` says.
@@ -51,30 +73,34 @@ class Winograd {
     rows_ = (down + bands_ - 1) / bands_;
     most_tiles_ = rows_ * columns_ * phases;
     band_width_ = columns_ * kOut * d + 2 * d + kLanes;
-    // Points one line further apart than their tiles, so that they do not share the sets of a cache.
-    image_step_ = most_tiles_ * inputs_ + kBlock;
-    product_step_ = most_tiles_ * outputs_ + kBlock;
+    // Tiles and points that are no power of two apart do not share the sets of a cache.
+    image_stride_ = apart(inputs_);
+    product_stride_ = apart(outputs_);
+    image_step_ = most_tiles_ * image_stride_ + kBlock;
+    product_step_ = most_tiles_ * product_stride_ + kBlock;
+    weight_step_ = inputs_ * outputs_ + kBlock;
   }
 
+  static int64_t apart(int64_t floats) { return floats % 256 == 0 ? floats + kBlock : floats; }
   static int64_t lines(int64_t floats) { return (floats + 15) / 16 * 16; }
-  int64_t weight_floats() const { return kPoints * inputs_ * outputs_; }
+  int64_t weight_floats() const { return kPoints * weight_step_; }
   int64_t band_floats() const { return (rows_ * kOut + 2) * band_width_ * kBlock; }
   int64_t scratch_floats() const {
     return lines(kPoints * image_step_) + lines(kPoints * product_step_) + band_floats() + lines(p_.output.width);
   }
 
   Status run(const Parallel& parallel) {
-    const int64_t scratch = scratch_floats() * static_cast<int64_t>(sizeof(float));
+    const int64_t scratch = scratch_floats();
     const Memory constants(Finish<float>::bytes(p_.output.channels), false);
-    const Memory weights(weight_floats() * static_cast<int64_t>(sizeof(float)), false), memory(scratch * parallel.workers, false);
+    const Scratch weights(lines(weight_floats())), memory(scratch * parallel.workers);
     if (!constants.data || !weights.data || !memory.data) return Status::out_of_memory;
     const Finish<float> finish(p_.epilogue, p_.output.channels, constants.data);
-    transformed_ = reinterpret_cast<float*>(weights.data);
-    for_each_item(parallel, outputs_ / kBlock * (inputs_ / kBlock), false,
-                  [&](int64_t item, int32_t) { pack(item / (inputs_ / kBlock) * kBlock, item % (inputs_ / kBlock) * kBlock); });
-    for_each_item(parallel, p_.output.batch * segments_ * vertical_phases_ * bands_, false, [&](int64_t item, int32_t worker) {
-      convolve(item, finish, reinterpret_cast<float*>(memory.data + worker * scratch));
+    transformed_ = weights.data;
+    for_each_item(parallel, outputs_ / kBlock * (inputs_ / kBlock), false, [&](int64_t item, int32_t) {
+      pack(item / (inputs_ / kBlock) * kBlock, item % (inputs_ / kBlock) * kBlock);
     });
+    for_each_item(parallel, p_.output.batch * segments_ * vertical_phases_ * bands_, false,
+                  [&](int64_t item, int32_t worker) { convolve(item, finish, memory.data + worker * scratch); });
     return Status::ok;
   }
 
@@ -90,29 +116,44 @@ class Winograd {
     float* const to = transformed_ + place.offset + input * place.width;
     const int64_t have_o = least(p_.output.channels - output, kBlock), have_i = least(p_.input.channels - input, kBlock);
     // Taps in [input][tap][output], through [one channel][of 16 others][tap], which is dense in memory.
-    alignas(64) float taps[kBlock * 9 * kBlock] = {};
-    alignas(64) float line[9 * kBlock + kBlock];
+    alignas(64) float taps[kBlock * 9 * kBlock];
+    alignas(64) float line[kBlock * kLine] = {};
     const bool by_output = weight_.stride_i == 9;
     const In* from = static_cast<const In*>(weight_.data) + output * weight_.stride_o + input * weight_.stride_i;
     const int64_t lines_here = by_output ? have_o : have_i, length = 9 * (by_output ? have_i : have_o);
     for (int64_t i = 0; i < lines_here; ++i) {
       const In* source = from + i * (by_output ? weight_.stride_o : weight_.stride_i);
       int64_t at = 0;
-      for (; at + kLanes <= length; at += kLanes) store<kLanes>(line + at, load<kLanes, float>(source + at));
-      for (; at < length; ++at) line[at] = element<float>(source + at);
-      if (by_output)
-        for (int64_t j = 0; j < length; ++j) taps[j * kBlock + i] = line[j];
-      else
-        for (int64_t o = 0; o < have_o; ++o)
-          for (int tap = 0; tap < 9; ++tap) taps[(i * 9 + tap) * kBlock + o] = line[o * 9 + tap];
+      for (; at + kLanes <= length; at += kLanes) store<kLanes>(line + i * kLine + at, load<kLanes, float>(source + at));
+      for (; at < length; ++at) line[i * kLine + at] = element<float>(source + at);
     }
-    for (int64_t i = 0; i < kBlock; ++i)
+    // Vectors of outputs: from whole lines, or from those of the taps within each.
+    for (int64_t i = 0; i < (by_output ? 9 : kBlock); ++i)
+      for (int part = 0; part < kBlock; part += kLanes)
+        for (int row = 0; row < (by_output ? kBlock : 9); row += kLanes) {
+          V rows[kLanes];
+          for (int o = 0; o < kLanes; ++o)
+            rows[o] =
+                load<kLanes, float>(line + (by_output ? (part + o) * kLine + i * kBlock : i * kLine + (part + o) * 9) + row);
+          transpose<kLanes>(rows);
+          const int last = by_output ? kLanes : static_cast<int>(least(9 - row, kLanes));
+          for (int k = 0; k < last; ++k)
+            store<kLanes>(taps + (i * (by_output ? kBlock : 9) + row + k) * kBlock + part, rows[k]);
+        }
+    for (int64_t i = 0; i < kBlock; ++i) {
+      expect_points(to + (i + 1) * place.width, weight_step_);
       for (int part = 0; part < kBlock; part += kLanes) {
         V g[9];
         for (int tap = 0; tap < 9; ++tap)
           g[tap] = load<kLanes, float>(taps + (i * 9 + (weight_.flipped ? 8 - tap : tap)) * kBlock + part);
-        transform_weight<F, kLanes>(g, to + i * place.width + part, inputs_ * outputs_);
+        transform_weight<F, kLanes>(g, to + i * place.width + part, weight_step_);
       }
+    }
+  }
+
+  // The lines that points are stored to next: stores alone would wait for one after the other.
+  static SEGOPS_MEMBER void expect_points(const float* to, int64_t step) {
+    for (int64_t point = 0; point < kPoints; ++point) __builtin_prefetch(to + point * step, 1, 3);
   }
 
   static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -141,18 +182,19 @@ class Winograd {
       fill_band(t, c, band);
       tiles = for_each_tile(t, [&](int64_t tile, int64_t y, int64_t x) {
         const float* from = band + (y * kOut * band_width_ + x - t.x_begin) * kBlock;
-        float* to = images + tile * inputs_ + c;
+        float* to = images + tile * image_stride_ + c;
+        expect_points(to + image_stride_, image_step_);
         for (int part = 0; part < kBlock; part += kLanes)
           transform_image<F, kLanes>(from + part, band_width_ * kBlock, d * kBlock, to + part, image_step_);
       });
     }
     for (int64_t point = 0; point < kPoints; ++point)
-      multiply({images + point * image_step_, transformed_ + point * inputs_ * outputs_, products + point * product_step_, tiles,
-                inputs_, outputs_});
+      multiply({images + point * image_step_, transformed_ + point * weight_step_, products + point * product_step_, tiles,
+                inputs_, outputs_, image_stride_, product_stride_});
     for (int64_t c = 0; c < p_.output.channels; c += kBlock) {
       V zero{};
       for_each_tile(t, [&](int64_t tile, int64_t y, int64_t x) {
-        const float* from = products + tile * outputs_ + c;
+        const float* from = products + tile * product_stride_ + c;
         float* to = band + (y * kOut * band_width_ + x - t.x_begin) * kBlock;
         for (int part = 0; part < kBlock; part += kLanes)
           transform_output<F, kLanes>(from + part, product_step_, to + part, band_width_ * kBlock, d * kBlock, zero);
@@ -184,7 +226,8 @@ class Winograd {
     const ConstPlanes& in = p_.input;
     const int64_t dh = p_.window.dilation_h, d = p_.window.dilation_w;
     const int64_t pixels = (t.end - t.column) * kOut * d + 2 * d, x0 = t.x_begin - p_.window.padding_w;
-    const int64_t begin = x0 < 0 ? least(-x0, pixels) : 0, end = in.width - x0 < begin ? begin : least(in.width - x0, pixels);
+    const int64_t begin = x0 < 0 ? least(-x0, pixels) : 0,
+                  end = in.width - x0 < begin ? begin : least(in.width - x0, pixels);
     const int64_t channels = least(in.channels - c, kBlock);
     for (int64_t row = 0; row < t.rows * kOut + 2; ++row) {
       float* const to = band + row * band_width_ * kBlock;
@@ -193,8 +236,8 @@ class Winograd {
       __builtin_memset(to, 0, sizeof(float) * static_cast<size_t>((inside ? begin : pixels) * kBlock));
       if (!inside) continue;
       __builtin_memset(to + end * kBlock, 0, sizeof(float) * static_cast<size_t>((pixels - end) * kBlock));
-      const In* from =
-          static_cast<const In*>(in.data) + t.n * in.stride_n + c * in.stride_c + y * in.stride_h + (x0 + begin) * in.stride_w;
+      const In* from = static_cast<const In*>(in.data) + t.n * in.stride_n + c * in.stride_c + y * in.stride_h +
+                       (x0 + begin) * in.stride_w;
       if (in.stride_c == 1)
         copy_pixels(from, in.stride_w, end - begin, channels, to + begin * kBlock);
       else
@@ -217,7 +260,8 @@ class Winograd {
       if (i + kLanes > size) {
         if (size < kLanes) {
           for (int64_t x = 0; x < size; ++x)
-            for (int64_t c = 0; c < kBlock; ++c) to[x * kBlock + c] = c < channels ? element<float>(from + c * stride + x) : 0.f;
+            for (int64_t c = 0; c < kBlock; ++c)
+              to[x * kBlock + c] = c < channels ? element<float>(from + c * stride + x) : 0.f;
           return;
         }
         i = size - kLanes;  // the last ones overlap their neighbours
@@ -248,16 +292,35 @@ class Winograd {
     }
   }
 
-  void store_pixels(const Finish<float>& finish, int64_t c, const float* from, const In* residual, In* to, int64_t size) const {
+  void store_pixels(const Finish<float>& finish, int64_t c, const float* from, const In* residual, In* to,
+                    int64_t size) const {
     const int64_t channels = least(p_.output.channels - c, kBlock);
     const ConstPlanes& r = finish.residual;
-    for (int64_t x = 0; x < size; ++x, from += kBlock, to += p_.output.stride_w) {
+    int64_t x = 0;
+    if (channels == kBlock && (!residual || r.stride_c == 1)) {
+      constexpr int kCount = 4;  // pixels at once
+      for (; x + kCount <= size; x += kCount, from += kCount * kBlock, to += kCount * p_.output.stride_w) {
+        for (int part = 0; part < kBlock; part += kLanes) {
+          const V scale = load<kLanes, float>(finish.scale + c + part),
+                  offset = load<kLanes, float>(finish.offset + c + part);
+          const V slope = load<kLanes, float>(finish.slope + c + part);
+          V v[kCount];
+          for (int i = 0; i < kCount; ++i) v[i] = load<kLanes, float>(from + i * kBlock + part) * scale + offset;
+          for (int i = 0; residual && i < kCount; ++i) v[i] += load<kLanes, float>(residual + i * r.stride_w + part);
+          activate<float, kLanes, kCount>(v, finish.activation, [&](int) { return slope; });
+          for (int i = 0; i < kCount; ++i) store<kLanes>(to + i * p_.output.stride_w + part, v[i]);
+        }
+        if (residual) residual += kCount * r.stride_w;
+      }
+    }
+    for (; x < size; ++x, from += kBlock, to += p_.output.stride_w) {
       finish_run<false, float, float, In>(finish, c, channels, {from, 1}, {residual, r.stride_c}, {to, 1});
       if (residual) residual += r.stride_w;
     }
   }
 
-  void store_planes(const Finish<float>& finish, int64_t c, const float* from, const In* residual, In* to, int64_t size) const {
+  void store_planes(const Finish<float>& finish, int64_t c, const float* from, const In* residual, In* to,
+                    int64_t size) const {
     const int64_t channels = least(p_.output.channels - c, kBlock);
     const ConstPlanes& r = finish.residual;
     for (int64_t i = 0; i < size; i += kLanes) {
@@ -305,7 +368,8 @@ class Winograd {
   const WeightView weight_;
   float* transformed_ = nullptr;
   int64_t inputs_, outputs_;  // channels, padded
-  int64_t vertical_phases_, segments_, bands_, columns_, rows_, most_tiles_, band_width_, image_step_, product_step_;
+  int64_t vertical_phases_, segments_, bands_, columns_, rows_, most_tiles_, band_width_;
+  int64_t image_stride_, product_stride_, image_step_, product_step_, weight_step_;
 };
 
 }  // namespace segops::SEGOPS_ISA

@@ -4,6 +4,7 @@
 
 #include "dilated_conv_method.h"
 #include "image.h"
+#include "isa.h"
 
 namespace segops {
 Status dilated_conv2d(const DilatedConv&, const Parallel&);
@@ -126,25 +127,34 @@ Tensor cast(const Tensor& t, ScalarType type) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int64_t d = 0; d < a.dim(); ++d)
-    if (a.stride(d) != b.stride(d)) return false;
+// Whether t has the strides that empty_image gives.
+bool is_laid_out(const Tensor& t, bool channels_last) {
+  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
+  const int64_t planar[] = {c * h * w, h * w, w, 1}, last[] = {c * h * w, 1, w * c, c};
+  for (int64_t d = 0; d < 4; ++d)
+    if (t.stride(d) != (channels_last ? last : planar)[d]) return false;
   return true;
 }
 
-// t in the layout that `like` was allocated with.
-Tensor laid_out(const Tensor& t, Tensor like) {
-  if (same_strides(t, like)) return t;
-  return torch::stable::copy_(like, t);
+Tensor empty_image_like(const Tensor& t, bool channels_last) {
+  return empty_image(t.size(0), t.size(1), t.size(2), t.size(3), channels_last, t.scalar_type(), t);
 }
 
-ConvMethod method_of(const Tensor& input, const ConvWindow& w, int64_t groups, const Tensor& output, bool fast) {
-  return conv_method(dtype_of(input, kConv), w, groups, input.size(0), input.size(1), output.size(1), output.size(2),
-                     output.size(3), fast);
+// t in the layout that a result has.
+Tensor laid_out(const Tensor& t, bool channels_last) {
+  if (is_laid_out(t, channels_last)) return t;
+  Tensor copy = empty_image_like(t, channels_last);
+  return torch::stable::copy_(copy, t);
+}
+
+// Processors without AVX2 keep ATen's.
+ConvMethod method_of(Dtype dtype, const ConvWindow& w, int64_t groups, const ConvSize& size, bool fast) {
+  return isa() == Isa::baseline ? ConvMethod::aten : conv_method(dtype, w, groups, size, fast);
 }
 
 // ATen's convolution, and in place what follows it.
-Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor& weight, const Vector& bias, Tensor output) {
+Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor& weight, const Vector& bias) {
+  const bool channels_last = suggests_channels_last(input);
   ConvEpilogue rest = p.epilogue;
   // A bias first of all is ATen's own.
   Vector first = bias;
@@ -152,10 +162,11 @@ Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor&
   rest.bias = nullptr;
   const Tensor convolved = aten_convolution(input, weight, first, p.window, p.groups);
   const bool last = !rest.scale && !rest.shift && !rest.residual.data && rest.activation == Activation::none;
-  if (last) return laid_out(convolved, output);
-  if (same_strides(convolved, output)) output = convolved;
-  check(dilated_conv2d_finish({p.dtype, planes_of(convolved.const_data_ptr(), convolved), rest, planes_of(output)}, threads()),
-        kConv);
+  if (last) return laid_out(convolved, channels_last);
+  Tensor output = is_laid_out(convolved, channels_last) ? convolved : empty_image_like(convolved, channels_last);
+  check(
+      dilated_conv2d_finish({p.dtype, planes_of(convolved.const_data_ptr(), convolved), rest, planes_of(output)}, threads()),
+      kConv);
   return output;
 }
 #endif
@@ -171,7 +182,8 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector s
   p.groups = groups;
   p.fast = fast;
   const ConvWindow& w = p.window;
-  const int64_t channels = weight.size(0), height = outputs(input.size(2), w.kernel_h, w.stride_h, w.padding_h, w.dilation_h),
+  const int64_t channels = weight.size(0),
+                height = outputs(input.size(2), w.kernel_h, w.stride_h, w.padding_h, w.dilation_h),
                 width = outputs(input.size(3), w.kernel_w, w.stride_w, w.padding_w, w.dilation_w);
   check_sizes(sizes_of(input), sizes_of(weight), {input.size(0), channels, height, width}, w, groups);
   p.epilogue.bias = vector_of(bias, channels, input, "bias");
@@ -183,21 +195,24 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector s
   p.epilogue.activation = static_cast<Activation>(activation);
   check((p.epilogue.activation == Activation::prelu) == slope.has_value(), "segops.", kConv,
         ": slope belongs to prelu, and only to it");
-  Tensor output =
-      empty_image(input.size(0), channels, height, width, suggests_channels_last(input), input.scalar_type(), input);
+  const std::vector<int64_t> sizes{input.size(0), channels, height, width};
   std::optional<Image> beside;
   if (residual) {
     check_alike(*residual, input, "residual");
-    check(sizes_of(*residual) == sizes_of(output), "segops.", kConv, ": residual must be ", to_text(sizes_of(output)),
-          ", got ", to_text(sizes_of(*residual)));
+    check(sizes_of(*residual) == sizes, "segops.", kConv, ": residual must be ", to_text(sizes), ", got ",
+          to_text(sizes_of(*residual)));
     beside = as_image(*residual);
     p.epilogue.residual = beside->planes;
   }
-  if (input.size(0) == 0) return output;
   const Tensor dense = torch::stable::contiguous(weight);
 #ifndef SEGOPS_DEVICE_KERNELS
-  if (method_of(input, w, groups, output, fast) == ConvMethod::aten) return convolve_by_aten(p, input, dense, bias, output);
+  const ConvMethod method = method_of(p.dtype, w, groups, {input.size(0), input.size(1), channels, height, width}, fast);
+  if (method == ConvMethod::aten && input.size(0) > 0) return convolve_by_aten(p, input, dense, bias);
+  p.fast = method == ConvMethod::winograd4;
 #endif
+  Tensor output =
+      empty_image(input.size(0), channels, height, width, suggests_channels_last(input), input.scalar_type(), input);
+  if (input.size(0) == 0) return output;
   const Image image = as_image(input);
   p.input = image.planes;
   p.weight = dense.const_data_ptr();
@@ -219,8 +234,10 @@ Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t heigh
   if (n == 0) return result;
   const Tensor dense = torch::stable::contiguous(weight);
 #ifndef SEGOPS_DEVICE_KERNELS
-  if (method_of(grad_output, w, groups, result, fast) == ConvMethod::aten)
-    return laid_out(aten_gradient(grad_output, result, dense, w, groups, true), result);
+  const ConvMethod method = method_of(dtype, w, groups, {n, grad_output.size(1), channels, height, width}, fast);
+  if (method == ConvMethod::aten)
+    return laid_out(aten_gradient(grad_output, result, dense, w, groups, true), suggests_channels_last(grad_output));
+  fast = method == ConvMethod::winograd4;
 #endif
   const Image image = as_image(grad_output);
   launch(DilatedConvGradInput{dtype, image.planes, dense.const_data_ptr(), w, groups, planes_of(result), fast}, grad_output);
@@ -246,7 +263,7 @@ Tensor grad_weight(const Tensor& input, const Tensor& grad_output, int64_t kerne
 #else
   (void)dtype, (void)fast;
   if (input.size(0) == 0) return torch::stable::zero_(result);
-  return laid_out(aten_gradient(grad_output, input, result, w, groups, false), result);
+  return laid_out(aten_gradient(grad_output, input, result, w, groups, false), false);
 #endif
 }
 

@@ -54,7 +54,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, weight, bias, scale, shift, residual, slope, output = ctx.saved_tensors
-    needs = dict(zip(("input", "weight", "bias", "scale", "shift", "residual", "slope"), ctx.needs_input_grad[1:8]))
+    names = ("input", "weight", "bias", "scale", "shift", "residual", "slope")
+    needs = dict(zip(names, ctx.needs_input_grad[1:8], strict=True))
     options = (ctx.window, ctx.groups, ctx.fast)
     activation = ACTIVATIONS[ctx.activation]
     wide = arguments.accumulation_dtype(input.dtype)
