@@ -1,4 +1,4 @@
-"""dilated_conv2d and its gradients in Triton: the operators of `segops.ops.dilated_conv`, with their schemas' arguments.
+"""The operators of `segops.ops.dilated_conv` in Triton, with their schemas' arguments.
 
 Images are read with channels last; planar ones are laid out so first, but for depthwise convolutions.
 """

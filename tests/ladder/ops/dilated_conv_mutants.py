@@ -94,7 +94,7 @@ MUTANTS = (
         "g.wide = wide(p.destination) || true;",
         (3, 4, 5),
     ),
-    Mutant("conv: groups that are no whole chunks", SIXTEEN, GEMM, "p.source_channels % V != 0 || ", "", (3, 4, 5)),
+    Mutant("conv: groups that are no whole chunks", SIXTEEN, GEMM, "p.source_channels % V != 0 || ", "p.source_channels % V > V || ", (3, 4, 5)),
     Mutant(
         "conv: sources at any address",
         SIXTEEN,
