@@ -94,7 +94,14 @@ MUTANTS = (
         "g.wide = wide(p.destination) || true;",
         (3, 4, 5),
     ),
-    Mutant("conv: groups that are no whole chunks", SIXTEEN, GEMM, "p.source_channels % V != 0 || ", "p.source_channels % V > V || ", (3, 4, 5)),
+    Mutant(
+        "conv: groups that are no whole chunks",
+        SIXTEEN,
+        GEMM,
+        "p.source_channels % V != 0 || ",
+        "p.source_channels % V > V || ",
+        (3, 4, 5),
+    ),
     Mutant(
         "conv: sources at any address",
         SIXTEEN,
@@ -114,7 +121,12 @@ MUTANTS = (
         (3,),
     ),
     Mutant(
-        "conv: a source between two", WRONG, FORWARD, "== static_cast<unsigned>(at) ? static", ">= 0u ? static", (3,)
+        "conv: a source between two",
+        WRONG,
+        FORWARD,
+        "== static_cast<unsigned>(at) ? static",
+        "<= static_cast<unsigned>(at) ? static",
+        (3,),
     ),
     Mutant(
         "conv: vectors of a pixel of another layout",
@@ -143,12 +155,12 @@ MUTANTS = (
         (3,),
     ),
     Mutant(
-        "conv, weight: pixels of the next part",
-        WRONG,
+        "conv, weight: pixels past the last",
+        "read one past the row",
         WEIGHT,
         "const bool there = left > 0;",
-        "const bool there = left > 0 || n < p.grad_output.batch;",
-        (3,),
+        "const bool there = left > -At::kPixels;",
+        (4, 5),
     ),
     Mutant("conv, weight: a part is left out", WRONG, WEIGHT, "part < cut.parts;", "part < cut.parts - 1;", (3,)),
     Mutant(
