@@ -148,8 +148,9 @@ def dilated_conv2d_grad_input(
     if grad_output.shape[1] != weight.shape[0]:
         raise RuntimeError(f"segops.dilated_conv2d: no gradient {list(grad_output.shape)} of {list(weight.shape)}")
     packed = _in_groups(weight, groups).permute(0, 3, 1, 2).contiguous()
-    axes = [_phases(size, weight.shape[2 + i], *window[i::2]) for i, size in enumerate((height, width))]
-    return _convolve(grad_output, packed, grad_input, list(itertools.product(*axes)), weight.shape[3], fast)
+    vertical, horizontal = (_phases(size, weight.shape[2 + i], *window[i::2]) for i, size in enumerate((height, width)))
+    phases = list(itertools.product(vertical, horizontal))
+    return _convolve(grad_output, packed, grad_input, phases, weight.shape[3], fast)
 
 
 def dilated_conv2d_grad_weight(

@@ -12,7 +12,7 @@ from segops.triton import dilated_conv as op
 from tests.cases import make_logits
 
 #: Arguments of kernels: told of one more, they leave their tensors.
-PLANTED = ("channels", "columns", "out_height")
+PLANTED = ("channels", "columns", "height")
 
 
 def compiled() -> Iterator[tuple[str, Callable[[], object]]]:
