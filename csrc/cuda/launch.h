@@ -5,6 +5,7 @@
 #include "segops/confusion_matrix.h"
 #include "segops/dice_bce_loss.h"
 #include "segops/dice_ce_loss_coarse.h"
+#include "segops/dilated_conv.h"
 #include "segops/max_unpool.h"
 #include "segops/upsample_argmax.h"
 #include "segops/upsample_bilinear.h"
@@ -57,6 +58,14 @@ Failure max_unpool2d_flat_backward(const MaxUnpoolFlatBackward& params, void* st
 // Device memory that confusion_matrix needs besides its outputs.
 int64_t confusion_matrix_scratch_bytes(const ConfusionMatrix& params);
 Failure confusion_matrix(const ConfusionMatrix& params, void* scratch, void* stream);
+
+// Device memory that each needs besides its result: repacked weights, and partial sums.
+int64_t dilated_conv2d_scratch_bytes(const DilatedConv& params);
+Failure dilated_conv2d(const DilatedConv& params, void* scratch, void* stream);
+int64_t dilated_conv2d_grad_input_scratch_bytes(const DilatedConvGradInput& params);
+Failure dilated_conv2d_grad_input(const DilatedConvGradInput& params, void* scratch, void* stream);
+int64_t dilated_conv2d_grad_weight_scratch_bytes(const DilatedConvGradWeight& params);
+Failure dilated_conv2d_grad_weight(const DilatedConvGradWeight& params, void* scratch, void* stream);
 
 // Adds a record of bad data to what the device has seen, one record for each on_bad (csrc/torch/bad_data.h); and moves what
 // it has seen to `out`.

@@ -40,6 +40,9 @@ OPERATORS = {
     "max_unpool2d_backward": "max_unpool.max_unpool2d_backward",
     "max_unpool2d_flat": "max_unpool.max_unpool2d_flat",
     "max_unpool2d_flat_backward": "max_unpool.max_unpool2d_flat_backward",
+    "dilated_conv2d": "dilated_conv.dilated_conv2d",
+    "dilated_conv2d_grad_input": "dilated_conv.dilated_conv2d_grad_input",
+    "dilated_conv2d_grad_weight": "dilated_conv.dilated_conv2d_grad_weight",
 }
 
 

@@ -62,7 +62,7 @@ def resources(compiled: Any) -> dict[str, int]:
         # For sm_80 ptxas writes the exit of a loop as a call of a label in the kernel itself; subroutines, such as
         # those of divisions, have names.
         "call": len(re.findall(r"\bCALL\.(?!.*`\(\.L_)", sass)),
-        "mma": len(re.findall(r"\bH?G?MMA\.", sass)),
+        "mma": len(re.findall(r"\b(?:H?G?MMA\.|UTC\w*MMA\b)", sass)),
         # Arithmetic on 16-bit numbers, which are to be widened first.
         "narrow_math": len(
             re.findall(r"\b(?:arith|math)\.(?!extf|truncf|constant)\w+ .*(?:x| )b?f16\b", compiled.asm["ttir"])

@@ -1,0 +1,71 @@
+// dilated_conv2d and its gradients: right for every shape by dilated_conv_direct.h, fast where Winograd's algorithm applies.
+#include "segops/dilated_conv.h"
+
+#include "dilated_conv_method.h"
+#include "dilated_conv_winograd.h"
+#include "isa.h"
+
+namespace segops::SEGOPS_ISA {
+namespace {
+
+// Calls run<T, In>() for the element type In, which is accumulated in T.
+template <class Run>
+Status for_dtype(Dtype dtype, const Run& run) {
+  switch (dtype) {
+    case Dtype::float32: return run.template operator()<float, float>();
+    case Dtype::float64: return run.template operator()<double, double>();
+    case Dtype::bfloat16: return run.template operator()<float, BFloat16>();
+    case Dtype::float16: return run.template operator()<float, Float16>();
+    default: return Status::unsupported;
+  }
+}
+
+template <class In>
+Status winograd(const DilatedConv& p, const WeightView& weight, const Parallel& parallel) {
+  if (p.fast) return Winograd<F4, In>(p, weight, parallel.workers).run(parallel);
+  return Winograd<F2, In>(p, weight, parallel.workers).run(parallel);
+}
+
+}  // namespace
+
+Status dilated_conv2d(const DilatedConv& p, const Parallel& parallel) {
+  if (p.output.batch == 0) return Status::ok;
+  return for_dtype(p.dtype, [&]<class T, class In>() {
+    if constexpr (sizeof(T) == sizeof(float))
+      if (winograd_applies(p.window, p.groups)) return winograd<In>(p, {p.weight, p.input.channels * 9, 9, false}, parallel);
+    return convolve<T, In>(p, parallel);
+  });
+}
+
+Status dilated_conv2d_finish(const DilatedConvFinish& p, const Parallel& parallel) {
+  return for_dtype(p.dtype, [&]<class T, class In>() { return finish_image<T, In>(p, parallel); });
+}
+
+// The gradient of the input is a convolution of that of the output, by the weights the other way round.
+Status dilated_conv2d_grad_input(const DilatedConvGradInput& p, const Parallel& parallel) {
+  if (p.grad_input.batch == 0) return Status::ok;
+  return for_dtype(p.dtype, [&]<class T, class In>() {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (winograd_applies(p.window, p.groups)) {
+        DilatedConv transposed{p.dtype, p.grad_output, p.weight, p.window, 1, {}, p.grad_input, p.fast};
+        transposed.window.padding_h = 2 * p.window.dilation_h - p.window.padding_h;
+        transposed.window.padding_w = 2 * p.window.dilation_w - p.window.padding_w;
+        return winograd<In>(transposed, {p.weight, 9, p.grad_input.channels * 9, true}, parallel);
+      }
+    }
+    return convolve_grad_input<T, In>(p, parallel);
+  });
+}
+
+Status dilated_conv2d_grad_weight(const DilatedConvGradWeight& p, const Parallel& parallel) {
+  return for_dtype(p.dtype, [&]<class T, class In>() { return convolve_grad_weight<T, In>(p, parallel); });
+}
+
+}  // namespace segops::SEGOPS_ISA
+
+#ifdef SEGOPS_ISA_IS_BASELINE
+SEGOPS_LAUNCHER(dilated_conv2d, DilatedConv)
+SEGOPS_LAUNCHER(dilated_conv2d_finish, DilatedConvFinish)
+SEGOPS_LAUNCHER(dilated_conv2d_grad_input, DilatedConvGradInput)
+SEGOPS_LAUNCHER(dilated_conv2d_grad_weight, DilatedConvGradWeight)
+#endif

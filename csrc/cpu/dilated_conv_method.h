@@ -1,0 +1,53 @@
+// Which convolutions go through Winograd's algorithm on a CPU: the rule that the binding asks. Free of torch and the STL.
+#pragma once
+#include "segops/dilated_conv.h"
+
+namespace segops {
+
+enum class ConvMethod : int32_t { aten, winograd2, winograd4 };
+
+inline bool winograd_applies(const ConvWindow& w, int64_t groups) {
+  return w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && groups == 1;
+}
+
+// The sizes that a convolution costs by.
+struct ConvSize {
+  int64_t batch, inputs, outputs;  // channels
+  int64_t height, width;           // of the output
+};
+
+// Tiles of m outputs along an axis: those of every phase of its dilation.
+inline int64_t winograd_tiles(int64_t size, int64_t dilation, int64_t m) {
+  const int64_t whole = size / dilation, longer = size % dilation;  // outputs of a phase, and phases with one more
+  return (dilation - longer) * ((whole + m - 1) / m) + longer * ((whole + m) / m);
+}
+
+// Costs in multiply-adds of a matrix product at full speed, from profiles of large and small images: what a pixel of a
+// channel, a tile of a channel and a weight cost besides.
+constexpr double kProductCost = 1.15, kDirectCost = 1.05, kPixelCost = 30, kFixedCost = 16e6, kWorthIt = 0.9;
+
+inline double direct_cost(const ConvSize& s) {
+  const double pixels = static_cast<double>(s.batch * s.height * s.width);
+  return pixels * (9. * static_cast<double>(s.inputs * s.outputs) * kDirectCost +
+                   static_cast<double>(s.inputs + s.outputs) * kPixelCost);
+}
+
+inline double winograd_cost(const ConvSize& s, const ConvWindow& w, int64_t m) {
+  const int64_t inputs = (s.inputs + 15) / 16 * 16, outputs = (s.outputs + 15) / 16 * 16;
+  const double tiles =
+      static_cast<double>(s.batch * winograd_tiles(s.height, w.dilation_h, m) * winograd_tiles(s.width, w.dilation_w, m));
+  const double points = static_cast<double>((m + 2) * (m + 2)), weights = static_cast<double>(inputs * outputs);
+  const double per_tile = m == 2 ? 280 : 1100, per_weight = m == 2 ? 1500 : 4000;
+  return tiles * (points * weights * kProductCost + static_cast<double>(inputs + outputs) * per_tile) +
+         weights * per_weight + kFixedCost;
+}
+
+// `fast` permits F(4x4); float32 alone, where it is faster than what PyTorch has for 16 bits.
+inline ConvMethod conv_method(Dtype dtype, const ConvWindow& w, int64_t groups, const ConvSize& s, bool fast) {
+  if (dtype != Dtype::float32 || !winograd_applies(w, groups)) return ConvMethod::aten;
+  const double two = winograd_cost(s, w, 2), four = fast ? winograd_cost(s, w, 4) : two;
+  if ((two < four ? two : four) > kWorthIt * direct_cost(s)) return ConvMethod::aten;
+  return four < two ? ConvMethod::winograd4 : ConvMethod::winograd2;
+}
+
+}  // namespace segops

@@ -1,0 +1,277 @@
+// Binding of dilated_conv2d and its gradients. Messages for users come from segops/ops/dilated_conv.py, which sees the
+// arguments first.
+#include "segops/dilated_conv.h"
+
+#include "dilated_conv_method.h"
+#include "image.h"
+#include "isa.h"
+
+namespace segops {
+Status dilated_conv2d(const DilatedConv&, const Parallel&);
+Status dilated_conv2d_finish(const DilatedConvFinish&, const Parallel&);
+Status dilated_conv2d_grad_input(const DilatedConvGradInput&, const Parallel&);
+Status dilated_conv2d_grad_weight(const DilatedConvGradWeight&, const Parallel&);
+}  // namespace segops
+
+namespace segops::binding {
+namespace {
+
+constexpr const char* kConv = "dilated_conv2d";
+using Vector = std::optional<Tensor>;
+
+#ifdef SEGOPS_DEVICE_KERNELS
+Tensor scratch_of(int64_t bytes, const Tensor& on) { return empty({(bytes + 7) / 8}, ScalarType::Long, on); }
+
+void launch(const DilatedConv& p, const Tensor& on) {
+  const Queue queue(on);
+  Tensor scratch = scratch_of(cuda::dilated_conv2d_scratch_bytes(p), on);
+  check(cuda::dilated_conv2d(p, scratch.mutable_data_ptr(), queue.stream()), kConv);
+}
+void launch(const DilatedConvGradInput& p, const Tensor& on) {
+  const Queue queue(on);
+  Tensor scratch = scratch_of(cuda::dilated_conv2d_grad_input_scratch_bytes(p), on);
+  check(cuda::dilated_conv2d_grad_input(p, scratch.mutable_data_ptr(), queue.stream()), kConv);
+}
+void launch(const DilatedConvGradWeight& p, const Tensor& on) {
+  const Queue queue(on);
+  Tensor scratch = scratch_of(cuda::dilated_conv2d_grad_weight_scratch_bytes(p), on);
+  check(cuda::dilated_conv2d_grad_weight(p, scratch.mutable_data_ptr(), queue.stream()), kConv);
+}
+#else
+void launch(const DilatedConv& p, const Tensor&) { check(dilated_conv2d(p, threads()), kConv); }
+void launch(const DilatedConvGradInput& p, const Tensor&) { check(dilated_conv2d_grad_input(p, threads()), kConv); }
+#endif
+
+ConvWindow window_of(const std::vector<int64_t>& w, int64_t kernel_h, int64_t kernel_w) {
+  check(w.size() == 6, "segops.", kConv, ": window must be stride, padding and dilation of both axes, got ", to_text(w));
+  const ConvWindow window{kernel_h, kernel_w, w[0], w[1], w[2], w[3], w[4], w[5]};
+  check(kernel_h > 0 && kernel_w > 0 && w[0] > 0 && w[1] > 0 && w[2] >= 0 && w[3] >= 0 && w[4] > 0 && w[5] > 0, "segops.",
+        kConv, ": kernel, stride and dilation must be at least 1 and padding at least 0, got kernel ",
+        to_text({kernel_h, kernel_w}), " and window ", to_text(w));
+  return window;
+}
+
+int64_t outputs(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  const int64_t reach = size + 2 * padding - dilation * (kernel - 1) - 1;
+  return reach < 0 ? 0 : reach / stride + 1;
+}
+
+// That the three images of a convolution belong together.
+void check_sizes(const std::vector<int64_t>& input, const std::vector<int64_t>& weight, const std::vector<int64_t>& output,
+                 const ConvWindow& w, int64_t groups) {
+  const bool channels = groups > 0 && weight[0] > 0 && weight[1] > 0 && weight[0] % groups == 0 &&
+                        input[1] == weight[1] * groups && output[1] == weight[0];
+  const bool sizes = input[2] > 0 && input[3] > 0 && output[2] > 0 && output[3] > 0 && input[0] == output[0] &&
+                     output[2] == outputs(input[2], w.kernel_h, w.stride_h, w.padding_h, w.dilation_h) &&
+                     output[3] == outputs(input[3], w.kernel_w, w.stride_w, w.padding_w, w.dilation_w);
+  check(channels && sizes, "segops.", kConv, ": no convolution of an input ", to_text(input), " by a weight ",
+        to_text(weight), " in ", groups, " groups gives ", to_text(output));
+}
+
+Dtype floating_dtype(const Tensor& t, const char* name) {
+  const Dtype dtype = dtype_of(t, "segops.dilated_conv2d");
+  check(dtype <= Dtype::float16, "segops.", kConv, ": ", name, " must be floating point");
+  return dtype;
+}
+
+void check_alike(const Tensor& t, const Tensor& like, const char* name) {
+  check_device(t, like, kConv, name);
+  check(t.scalar_type() == like.scalar_type(), "segops.", kConv, ": ", name, " must have the dtype of the other tensors");
+}
+
+const void* vector_of(Vector& t, int64_t channels, const Tensor& like, const char* name) {
+  if (!t) return nullptr;
+  check_device(*t, like, kConv, name);
+  const ScalarType type = like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  check(t->dim() == 1 && t->size(0) == channels && t->scalar_type() == type, "segops.", kConv, ": ", name, " must be [",
+        channels, "] in the accumulation dtype");
+  t = torch::stable::contiguous(*t);
+  return t->const_data_ptr();
+}
+
+#ifndef SEGOPS_DEVICE_KERNELS
+using torch::stable::detail::from;
+
+std::vector<StableIValue> aten_window(const ConvWindow& w, int64_t groups) {
+  return {from(std::vector<int64_t>{w.stride_h, w.stride_w}),
+          from(std::vector<int64_t>{w.padding_h, w.padding_w}),
+          from(std::vector<int64_t>{w.dilation_h, w.dilation_w}),
+          from(false),
+          from(std::vector<int64_t>{0, 0}),
+          from(groups)};
+}
+
+Tensor aten_convolution(const Tensor& input, const Tensor& weight, const Vector& bias, const ConvWindow& w, int64_t groups) {
+  std::vector<StableIValue> stack{from(input), from(weight), from(bias)};
+  for (StableIValue value : aten_window(w, groups)) stack.push_back(value);
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// The gradient of the input or, else, of the weight; the other tensor of the two only lends its shape.
+Tensor aten_gradient(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const ConvWindow& w,
+                     int64_t groups, bool of_input) {
+  std::vector<StableIValue> stack{from(grad_output), from(input), from(weight), from(std::nullopt)};
+  for (StableIValue value : aten_window(w, groups)) stack.push_back(value);
+  const bool wanted[] = {of_input, !of_input, false};
+  stack.push_back(from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted, 3)));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
+  std::vector<Tensor> results;
+  for (size_t i = 0; i < 3; ++i) results.push_back(torch::stable::detail::to<Tensor>(stack[i]));
+  return results[of_input ? 0 : 1];
+}
+
+Tensor cast(const Tensor& t, ScalarType type) {
+  StableIValue stack[] = {from(t), from(type), from(false), from(false), from(std::nullopt)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::to", "dtype", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// Whether t has the strides that empty_image gives.
+bool is_laid_out(const Tensor& t, bool channels_last) {
+  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
+  const int64_t planar[] = {c * h * w, h * w, w, 1}, last[] = {c * h * w, 1, w * c, c};
+  for (int64_t d = 0; d < 4; ++d)
+    if (t.stride(d) != (channels_last ? last : planar)[d]) return false;
+  return true;
+}
+
+Tensor empty_image_like(const Tensor& t, bool channels_last) {
+  return empty_image(t.size(0), t.size(1), t.size(2), t.size(3), channels_last, t.scalar_type(), t);
+}
+
+// t in the layout that a result has.
+Tensor laid_out(const Tensor& t, bool channels_last) {
+  if (is_laid_out(t, channels_last)) return t;
+  Tensor copy = empty_image_like(t, channels_last);
+  return torch::stable::copy_(copy, t);
+}
+
+// Processors without AVX2 keep ATen's.
+ConvMethod method_of(Dtype dtype, const ConvWindow& w, int64_t groups, const ConvSize& size, bool fast) {
+  return isa() == Isa::baseline ? ConvMethod::aten : conv_method(dtype, w, groups, size, fast);
+}
+
+// ATen's convolution, and in place what follows it.
+Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor& weight, const Vector& bias) {
+  const bool channels_last = suggests_channels_last(input);
+  ConvEpilogue rest = p.epilogue;
+  // A bias first of all is ATen's own.
+  Vector first = bias;
+  if (first && first->scalar_type() != input.scalar_type()) first = cast(*first, input.scalar_type());
+  rest.bias = nullptr;
+  const Tensor convolved = aten_convolution(input, weight, first, p.window, p.groups);
+  const bool last = !rest.scale && !rest.shift && !rest.residual.data && rest.activation == Activation::none;
+  if (last) return laid_out(convolved, channels_last);
+  Tensor output = is_laid_out(convolved, channels_last) ? convolved : empty_image_like(convolved, channels_last);
+  check(
+      dilated_conv2d_finish({p.dtype, planes_of(convolved.const_data_ptr(), convolved), rest, planes_of(output)}, threads()),
+      kConv);
+  return output;
+}
+#endif
+
+Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector scale, Vector shift, Vector residual,
+                Vector slope, const std::vector<int64_t>& window, int64_t groups, int64_t activation, bool fast) {
+  check_image(input, kConv, "input");
+  check_image(weight, kConv, "weight");
+  check_alike(weight, input, "weight");
+  DilatedConv p{};
+  p.dtype = floating_dtype(input, "input");
+  p.window = window_of(window, weight.size(2), weight.size(3));
+  p.groups = groups;
+  p.fast = fast;
+  const ConvWindow& w = p.window;
+  const int64_t channels = weight.size(0),
+                height = outputs(input.size(2), w.kernel_h, w.stride_h, w.padding_h, w.dilation_h),
+                width = outputs(input.size(3), w.kernel_w, w.stride_w, w.padding_w, w.dilation_w);
+  check_sizes(sizes_of(input), sizes_of(weight), {input.size(0), channels, height, width}, w, groups);
+  p.epilogue.bias = vector_of(bias, channels, input, "bias");
+  p.epilogue.scale = vector_of(scale, channels, input, "scale");
+  p.epilogue.shift = vector_of(shift, channels, input, "shift");
+  p.epilogue.slope = vector_of(slope, channels, input, "slope");
+  check(activation >= 0 && activation <= static_cast<int64_t>(Activation::prelu), "segops.", kConv,
+        ": activation must be in 0 .. ", static_cast<int64_t>(Activation::prelu), ", got ", activation);
+  p.epilogue.activation = static_cast<Activation>(activation);
+  check((p.epilogue.activation == Activation::prelu) == slope.has_value(), "segops.", kConv,
+        ": slope belongs to prelu, and only to it");
+  const std::vector<int64_t> sizes{input.size(0), channels, height, width};
+  std::optional<Image> beside;
+  if (residual) {
+    check_alike(*residual, input, "residual");
+    check(sizes_of(*residual) == sizes, "segops.", kConv, ": residual must be ", to_text(sizes), ", got ",
+          to_text(sizes_of(*residual)));
+    beside = as_image(*residual);
+    p.epilogue.residual = beside->planes;
+  }
+  const Tensor dense = torch::stable::contiguous(weight);
+#ifndef SEGOPS_DEVICE_KERNELS
+  const ConvMethod method = method_of(p.dtype, w, groups, {input.size(0), input.size(1), channels, height, width}, fast);
+  if (method == ConvMethod::aten && input.size(0) > 0) return convolve_by_aten(p, input, dense, bias);
+  p.fast = method == ConvMethod::winograd4;
+#endif
+  Tensor output =
+      empty_image(input.size(0), channels, height, width, suggests_channels_last(input), input.scalar_type(), input);
+  if (input.size(0) == 0) return output;
+  const Image image = as_image(input);
+  p.input = image.planes;
+  p.weight = dense.const_data_ptr();
+  p.output = planes_of(output);
+  launch(p, input);
+  return output;
+}
+
+Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t height, int64_t width,
+                  const std::vector<int64_t>& window, int64_t groups, bool fast) {
+  check_image(grad_output, kConv, "grad_output");
+  check_image(weight, kConv, "weight");
+  check_alike(weight, grad_output, "weight");
+  const Dtype dtype = floating_dtype(grad_output, "grad_output");
+  const ConvWindow w = window_of(window, weight.size(2), weight.size(3));
+  const int64_t n = grad_output.size(0), channels = weight.size(1) * groups;
+  check_sizes({n, channels, height, width}, sizes_of(weight), sizes_of(grad_output), w, groups);
+  Tensor result = empty_image(n, channels, height, width, suggests_channels_last(grad_output), weight.scalar_type(), weight);
+  if (n == 0) return result;
+  const Tensor dense = torch::stable::contiguous(weight);
+#ifndef SEGOPS_DEVICE_KERNELS
+  const ConvMethod method = method_of(dtype, w, groups, {n, grad_output.size(1), channels, height, width}, fast);
+  if (method == ConvMethod::aten)
+    return laid_out(aten_gradient(grad_output, result, dense, w, groups, true), suggests_channels_last(grad_output));
+  fast = method == ConvMethod::winograd4;
+#endif
+  const Image image = as_image(grad_output);
+  launch(DilatedConvGradInput{dtype, image.planes, dense.const_data_ptr(), w, groups, planes_of(result), fast}, grad_output);
+  return result;
+}
+
+Tensor grad_weight(const Tensor& input, const Tensor& grad_output, int64_t kernel_h, int64_t kernel_w,
+                   const std::vector<int64_t>& window, int64_t groups, bool fast) {
+  check_image(input, kConv, "input");
+  check_image(grad_output, kConv, "grad_output");
+  check_alike(grad_output, input, "grad_output");
+  const Dtype dtype = floating_dtype(input, "input");
+  const ConvWindow w = window_of(window, kernel_h, kernel_w);
+  check(groups > 0 && input.size(1) % groups == 0, "segops.", kConv, ": groups must divide the channels of the input, got ",
+        groups, " for ", to_text(sizes_of(input)));
+  const std::vector<int64_t> sizes{grad_output.size(1), input.size(1) / groups, kernel_h, kernel_w};
+  check_sizes(sizes_of(input), sizes, sizes_of(grad_output), w, groups);
+  Tensor result = empty(sizes, input.scalar_type(), input);
+#ifdef SEGOPS_DEVICE_KERNELS
+  const Image image = as_image(input), of_output = as_image(grad_output);
+  launch(DilatedConvGradWeight{dtype, image.planes, of_output.planes, w, groups, result.mutable_data_ptr(), fast}, input);
+  return result;
+#else
+  (void)dtype, (void)fast;
+  if (input.size(0) == 0) return torch::stable::zero_(result);
+  return laid_out(aten_gradient(grad_output, input, result, w, groups, false), false);
+#endif
+}
+
+}  // namespace
+}  // namespace segops::binding
+
+SEGOPS_LIBRARY_IMPL(SEGOPS_NAMESPACE, SEGOPS_DISPATCH_KEY, m) {
+  m.impl("dilated_conv2d", TORCH_BOX(&segops::binding::convolve));
+  m.impl("dilated_conv2d_grad_input", TORCH_BOX(&segops::binding::grad_input));
+  m.impl("dilated_conv2d_grad_weight", TORCH_BOX(&segops::binding::grad_weight));
+}

@@ -1,0 +1,110 @@
+"""Convolutions as modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segops.ops.dilated_conv import dilated_conv2d
+from segops.ops.dilated_conv_arguments import check_precision
+from segops.reference.dilated_conv import LEAKY_SLOPE
+
+Size = int | tuple[int, int]
+
+
+class DilatedConv2d(nn.Conv2d):
+    """:class:`torch.nn.Conv2d` on :func:`segops.dilated_conv2d`.
+
+    Args: those of :class:`torch.nn.Conv2d`, with the same defaults; its representation and its state. And, by name,
+        precision: "default" or "fast", see :func:`segops.dilated_conv2d`.
+
+    Shape:
+        [N, C_in, H, W] or [C_in, H, W] to [N, C_out, H', W'] or [C_out, H', W'].
+    """
+
+    def __init__(self, *args: Any, precision: str = "default", **kwargs: Any) -> None:
+        check_precision(precision)
+        super().__init__(*args, **kwargs)
+        self.precision = precision
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self.convolve(input, weight, bias)
+
+    def convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, **epilogue: Any) -> Tensor:
+        """The convolution of this layer's options, and what `epilogue` says of what follows it."""
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        batch = input if input.ndim == 4 else input.unsqueeze(0)
+        options = (self.stride, padding, self.dilation, self.groups)
+        output = dilated_conv2d(batch, weight, bias, *options, precision=self.precision, **epilogue)
+        return output if input.ndim == 4 else output.squeeze(0)
+
+
+class ConvNormAct(nn.Module):
+    """A convolution, :class:`torch.nn.BatchNorm2d` and an activation: ``act(norm(conv(input)))``.
+
+    In training it is these three, the activation in place, so that no more is kept than backward needs. In eval mode it
+    is one operator: the running statistics become the scale and the shift of :func:`segops.dilated_conv2d`.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: of :class:`torch.nn.Conv2d`; there
+            is no bias.
+        activation: None, "relu", "leaky_relu" (slope 0.01), "silu" or "sigmoid".
+        eps, momentum: of :class:`torch.nn.BatchNorm2d`.
+        precision: of :func:`segops.dilated_conv2d`.
+
+    Shape:
+        [N, C_in, H, W] to [N, C_out, H', W'].
+    """
+
+    ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "sigmoid")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        activation: str | None = "relu",
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        *,
+        precision: str = "default",
+    ) -> None:
+        super().__init__()
+        if activation not in self.ACTIVATIONS:
+            raise ValueError(f"segops.nn.ConvNormAct: activation must be one of {self.ACTIVATIONS}, got {activation!r}")
+        size = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        self.conv = DilatedConv2d(*size, bias=False, precision=precision)
+        self.norm = nn.BatchNorm2d(out_channels, eps, momentum)
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.norm.training:
+            return self._folded(input)
+        x = self.norm(self.conv(input))
+        if self.activation == "relu":
+            return F.relu(x, inplace=True)
+        if self.activation == "leaky_relu":
+            return F.leaky_relu(x, LEAKY_SLOPE, inplace=True)
+        if self.activation == "silu":
+            return F.silu(x, inplace=True)
+        return x.sigmoid_() if self.activation == "sigmoid" else x
+
+    def _folded(self, input: Tensor) -> Tensor:
+        norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * scale
+        return self.conv.convolve(input, self.conv.weight, None, scale=scale, shift=shift, activation=self.activation)
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"

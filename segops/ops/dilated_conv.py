@@ -1,0 +1,241 @@
+"""dilated_conv2d: a convolution with what usually follows it, in one operator.
+
+Its derivative undoes the epilogue with PyTorch's own operations, from the output where that tells enough and else from
+the convolution computed once more, and calls the two gradients of a plain convolution, operators as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from segops import backends
+from segops._library import define_op, no_double_backward
+from segops.ops import dilated_conv_arguments as arguments
+from segops.ops.upsample_arguments import check_no_tangent
+from segops.reference import dilated_conv as reference
+from segops.reference.dilated_conv import ACTIVATIONS, LEAKY_SLOPE
+
+_FROM_OUTPUT = (None, "relu", "leaky_relu", "sigmoid")
+
+
+def _empty_image(like: Tensor, channels: Any, height: Any, width: Any) -> Tensor:
+    shape = (like.shape[0], channels, height, width)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=suggest_memory_format(like))
+
+
+def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    window = rest[5]
+    size = (arguments.output_size(input.shape[2 + i], weight.shape[2 + i], *window[i::2]) for i in (0, 1))
+    return _empty_image(input, weight.shape[0], *size)
+
+
+def _fake_grad_input(
+    grad_output: Tensor, weight: Tensor, height: Any, width: Any, window: list[int], groups: int, fast: bool
+) -> Tensor:
+    return _empty_image(grad_output, weight.shape[1] * groups, height, width)
+
+
+def _fake_grad_weight(
+    input: Tensor, grad_output: Tensor, kernel_h: int, kernel_w: int, window: list[int], groups: int, fast: bool
+) -> Tensor:
+    return input.new_empty((grad_output.shape[1], input.shape[1] // groups, kernel_h, kernel_w))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.window, ctx.groups, ctx.activation, ctx.fast = inputs
+    ctx.save_for_backward(*tensors, output)
+
+
+def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    input, weight, bias, scale, shift, residual, slope, output = ctx.saved_tensors
+    names = ("input", "weight", "bias", "scale", "shift", "residual", "slope")
+    needs = dict(zip(names, ctx.needs_input_grad[1:8], strict=True))
+    options = (ctx.window, ctx.groups, ctx.fast)
+    activation = ACTIVATIONS[ctx.activation]
+    wide = arguments.accumulation_dtype(input.dtype)
+
+    convolved = before = None  # scale's factor, and what the activation was applied to
+    if needs["scale"] or activation not in _FROM_OUTPUT:
+        plain = (None, None, None, None, None, ctx.window, ctx.groups, 0, ctx.fast)
+        convolved = ops.dilated_conv2d(input, weight, *plain).to(wide)
+        convolved = convolved if bias is None else convolved + bias[:, None, None]
+        before = convolved if scale is None else convolved * scale[:, None, None]
+        before = before if shift is None else before + shift[:, None, None]
+        before = before if residual is None else before + residual
+    grad = grad.to(wide)
+    grad_slope = None
+    if needs["slope"]:
+        grad_slope = torch.where(before > 0, 0.0, before * grad).sum((0, 2, 3))
+    grad = _before_activation(grad, output, before, slope, activation)
+
+    sums = grad.sum((0, 2, 3)) if needs["bias"] or needs["shift"] else None
+    grad_bias = None
+    if needs["bias"]:
+        grad_bias = sums if scale is None else sums * scale
+    grad_scale = (grad * convolved).sum((0, 2, 3)) if needs["scale"] else None
+    grad_residual = grad.to(input.dtype) if needs["residual"] else None
+    grad_input = grad_weight = None
+    if needs["input"] or needs["weight"]:
+        grad = (grad if scale is None else grad * scale[:, None, None]).to(input.dtype)
+        if needs["input"]:
+            grad_input = ops.dilated_conv2d_grad_input(grad, weight, *input.shape[2:], *options)
+        if needs["weight"]:
+            grad_weight = ops.dilated_conv2d_grad_weight(input, grad, *weight.shape[2:], *options)
+    grad_shift = sums if needs["shift"] else None
+    return grad_input, grad_weight, grad_bias, grad_scale, grad_shift, grad_residual, grad_slope, None, None, None, None
+
+
+def _before_activation(
+    grad: Tensor, output: Tensor, before: Tensor | None, slope: Tensor | None, activation: str | None
+) -> Tensor:
+    """The gradient of what the activation was applied to, from its output or from that itself."""
+    if activation == "relu":
+        return torch.where(output <= 0, 0.0, grad)
+    if activation == "leaky_relu":
+        return torch.where(output > 0, grad, grad * LEAKY_SLOPE)
+    if activation == "sigmoid":
+        y = output.to(grad.dtype)
+        return grad * y * (1 - y)
+    if activation == "prelu":
+        assert before is not None
+        assert slope is not None
+        return torch.where(before > 0, grad, grad * slope[:, None, None])
+    if activation == "silu":
+        assert before is not None
+        y = torch.sigmoid(before)
+        return grad * y * (1 + before * (1 - y))
+    return grad
+
+
+define_op(
+    "dilated_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? residual, "
+    "Tensor? slope, int[] window, int groups, int activation, bool fast) -> Tensor",
+    _fake,
+    _save,
+    _backward,
+)
+define_op(
+    "dilated_conv2d_grad_input(Tensor grad_output, Tensor weight, SymInt height, SymInt width, int[] window, "
+    "int groups, bool fast) -> Tensor",
+    _fake_grad_input,
+    backward=no_double_backward(arguments.OP),
+)
+define_op(
+    "dilated_conv2d_grad_weight(Tensor input, Tensor grad_output, int kernel_h, int kernel_w, int[] window, "
+    "int groups, bool fast) -> Tensor",
+    _fake_grad_weight,
+    backward=no_double_backward(arguments.OP),
+)
+
+
+def dilated_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    slope: Tensor | None = None,
+    precision: str = "default",
+    backend: str | None = None,
+) -> Tensor:
+    r"""``activation(scale * (conv2d(input, weight) + bias) + shift + residual)``.
+
+    The convolution is that of :func:`torch.nn.functional.conv2d`, as in Yu and Koltun, "Multi-Scale Context Aggregation
+    by Dilated Convolutions" (2016), eq. 2, with `scale` and `shift` for a batch norm that is folded or frozen.
+
+    On a CPU a 3x3 convolution with stride 1 and one group, of enough channels and pixels, goes through Winograd's
+    algorithm (Lavin and Gray, 2016): at a dilation d, each of d * d interleaved images is convolved without dilation.
+    All others are PyTorch's own convolution, with one pass over its result for what follows. Derivatives
+    need the output alone, but for `scale`, `slope` and "silu", where they compute the convolution once more.
+
+    Under autocast, input, weight and residual are cast to its dtype. Differentiable once.
+
+    Args:
+        input: [N, C_in, H, W]; float32, float64, bfloat16 or float16; contiguous, channels last, or a slice of one of
+            them (anything else is copied once). N may be 0.
+        weight: [C_out, C_in / groups, kernel_h, kernel_w] in the dtype of input.
+        bias, scale, shift: [C_out] in any floating dtype; used in float32 (float64 with float64 input).
+        stride, padding, dilation: an int, or one for each axis; padding also "same" (with stride 1) or "valid".
+        groups: of channels that are convolved independently.
+        residual: like the output, of any strides.
+        activation: None, "relu", "leaky_relu" (slope 0.01), "silu", "sigmoid", or "prelu" with `slope`.
+        slope: [C_out], of "prelu".
+        precision: "default" has the error of PyTorch's own convolution. "fast" permits, in float32, Winograd's
+            F(4x4, 3x3) on a CPU and TF32 on CUDA.
+        backend: see :mod:`segops.backends`.
+
+    Returns:
+        [N, C_out, H', W'] in the dtype and the memory format of input.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range.
+    """
+    arguments.check_tensors(input, weight, groups)
+    tensors = [input, weight] if residual is None else [input, weight, residual]
+    if torch.is_autocast_enabled(input.device.type):
+        cast_to = torch.get_autocast_dtype(input.device.type)
+        tensors = [t if t.dtype == torch.float64 else t.to(cast_to) for t in tensors]
+        input, weight = tensors[:2]
+        residual = None if residual is None else tensors[2]
+    arguments.check_like_input("weight", weight, input)
+    strides, dilations = arguments.pair("stride", stride, 1), arguments.pair("dilation", dilation, 1)
+    if isinstance(padding, str):
+        input, paddings = _named_padding(input, weight, padding, strides, dilations)
+    else:
+        paddings = arguments.pair("padding", padding, 0)
+    window = [*strides, *paddings, *dilations]
+    channels = weight.shape[0]
+    shape = (input.shape[0], channels, *arguments.check_output_size(input, weight, window))
+    vectors = [
+        arguments.check_vector(name, t, channels, input)
+        for name, t in (("bias", bias), ("scale", scale), ("shift", shift), ("slope", slope))
+    ]
+    if residual is not None:
+        if not isinstance(residual, Tensor):
+            raise TypeError(f"segops.{arguments.OP}: residual must be a tensor, got {type(residual).__name__}")
+        if residual.shape != shape:
+            raise ValueError(
+                f"segops.{arguments.OP}: residual must be {list(shape)} like the output, got {list(residual.shape)}"
+            )
+        arguments.check_like_input("residual", residual, input)
+    number = arguments.check_activation(activation, slope)
+    fast = arguments.check_precision(precision)
+    everything = (input, weight, *vectors[:3], residual, vectors[3], window, groups, number, fast)
+    chosen = backends.resolve(backend, input.device)
+    if chosen == "reference":
+        return reference.dilated_conv2d(*everything)
+    for t in (input, weight, *vectors, residual):
+        if t is not None:
+            check_no_tangent(arguments.OP, t)
+    output: Tensor = getattr(torch.ops, backends.namespace(chosen)).dilated_conv2d(*everything)
+    return output
+
+
+def _named_padding(
+    input: Tensor, weight: Tensor, padding: str, stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
+    """The input, padded by itself where the two sides differ, and the padding of both sides that is left."""
+    if padding == "valid":
+        return input, (0, 0)
+    if padding != "same":
+        raise ValueError(f'segops.{arguments.OP}: padding must be ints, "same" or "valid", got {padding!r}')
+    if stride != (1, 1):
+        raise ValueError(f'segops.{arguments.OP}: padding="same" must have stride 1, got {stride}')
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    odd_h, odd_w = (t % 2 for t in total)
+    if odd_h or odd_w:
+        input = F.pad(input, (0, odd_w, 0, odd_h))
+    return input, (total[0] // 2, total[1] // 2)
