@@ -65,9 +65,10 @@ def test_opcheck(layout: str, kernel_backend: str, device: str) -> None:
         t = operands(device, dtype, layout)
         slope = t[6] if activation == 5 else None
         torch.library.opcheck(ops.dilated_conv2d.default, (*t[:6], slope, WINDOW, 1, activation, False))
-        grad = make_logits((2, 4, 4, 3), dtype, layout, 1.0, 9, device).detach().requires_grad_()
-        torch.library.opcheck(ops.dilated_conv2d_grad_input.default, (grad, t[1], 6, 7, WINDOW, 1, False))
-        torch.library.opcheck(ops.dilated_conv2d_grad_weight.default, (t[0], grad, 3, 2, WINDOW, 1, False))
+        grad = make_logits((2, 4, 4, 3), dtype, layout, 1.0, 9, device)
+        x, weight = t[0].detach(), t[1].detach()
+        torch.library.opcheck(ops.dilated_conv2d_grad_input.default, (grad, weight, 6, 7, WINDOW, 1, False))
+        torch.library.opcheck(ops.dilated_conv2d_grad_weight.default, (x, grad, 3, 2, WINDOW, 1, False))
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "silu", "sigmoid", "prelu"])
