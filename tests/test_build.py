@@ -27,6 +27,7 @@ OPS = (
     "upsample_argmax",
     "max_unpool",
     "confusion_matrix",
+    "dilated_conv",
 )
 SOURCE_SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh", ".toml", ".txt"}
 

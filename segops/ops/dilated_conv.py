@@ -185,7 +185,7 @@ def dilated_conv2d(
     """
     arguments.check_tensors(input, weight, groups)
     tensors = [input, weight] if residual is None else [input, weight, residual]
-    if torch.is_autocast_enabled(input.device.type):
+    if torch.amp.is_autocast_available(input.device.type) and torch.is_autocast_enabled(input.device.type):
         cast_to = torch.get_autocast_dtype(input.device.type)
         tensors = [t if t.dtype == torch.float64 else t.to(cast_to) for t in tensors]
         input, weight = tensors[:2]

@@ -1,0 +1,121 @@
+"""dilated_conv2d where the rule chooses Winograd's algorithm on a CPU: accuracy, values that are not finite, threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import segops
+from segops import _library
+from tests.cases import make_logits
+from tests.tolerances import assert_near
+
+#: Input, outputs, dilation, padding: sizes that leave tiles over, channels that leave blocks over.
+CASES = (
+    ((2, 64, 67, 61), 80, 3, 3),
+    ((2, 60, 97, 83), 75, 1, 0),
+    ((2, 130, 51, 57), 90, 2, 5),
+    ((1, 256, 64, 64), 256, 4, 4),
+    ((3, 96, 40, 131), 96, (2, 5), (1, 4)),
+)
+PRECISIONS = ("default", "fast")
+#: precision="fast": |error| <= this * 2^-24 * max |input| * max over outputs of sum |weight|
+FAST_BOUND = 64
+
+pytestmark = pytest.mark.skipif(
+    _library.native is None or _library.native.cpu_isa() == "baseline", reason="the rule keeps ATen's convolution"
+)
+
+
+def operands(shape: tuple[int, ...], outputs: int, layout: str = "contiguous") -> tuple[Tensor, Tensor]:
+    weight = make_logits((outputs, shape[1], 3, 3), scale=(9 * shape[1]) ** -0.5, seed=1)
+    return make_logits(shape, layout=layout, scale=1.0), weight
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_default_has_the_error_of_the_vendor_library(case: tuple, layout: str) -> None:
+    shape, outputs, dilation, padding = case
+    x, weight = operands(shape, outputs, layout)
+    residual = make_logits(tuple(F.conv2d(x, weight, None, 1, padding, dilation).shape), layout=layout, seed=2)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        a, b = (t.to(dtype).requires_grad_() for t in (x, weight))
+        y = F.conv2d(a, b, None, 1, padding, dilation)
+        results.append((F.relu(y + residual), *torch.autograd.grad(y, (a, b), residual.to(dtype))))
+    a, b = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    y = segops.dilated_conv2d(a, b, None, 1, padding, dilation, residual=residual, activation="relu")
+    plain = segops.dilated_conv2d(a, b, None, 1, padding, dilation)
+    assert not torch.equal(plain, F.conv2d(x, weight, None, 1, padding, dilation)), "not Winograd's algorithm"
+    for actual, own, truth in zip((y, *torch.autograd.grad(plain, (a, b), residual)), *results, strict=True):
+        assert_near(actual, truth, own, what=str(case))
+
+
+def fast_error(x: Tensor, weight: Tensor, dilation: int) -> float:
+    """In units of the bound."""
+    y = segops.dilated_conv2d(x, weight, None, 1, dilation, dilation, precision="fast")
+    truth = F.conv2d(x.double(), weight.double(), None, 1, dilation, dilation)
+    unit = 2.0**-24 * x.abs().max().double() * weight.abs().double().sum((1, 2, 3)).max()
+    return float((y - truth).abs().max() / unit)
+
+
+def test_bound_of_fast() -> None:
+    for shape, outputs, dilation, _ in CASES[:4]:
+        x, weight = operands(shape, outputs)
+        assert fast_error(x, weight, dilation) < FAST_BOUND / 8
+        # Pixels, channels and weights of 30 binary orders of magnitude, single taps, and a constant image.
+        generator = torch.Generator().manual_seed(5)
+        wild = x * 2.0 ** torch.randint(-30, 1, x.shape, generator=generator)
+        by_channel = x * 2.0 ** torch.randint(-30, 1, (1, shape[1], 1, 1), generator=generator)
+        single = torch.zeros_like(weight)
+        single[:, 0, 2, 2] = 1
+        for image in (wild, by_channel, x, torch.ones_like(x), x.sign()):
+            for kernel in (weight, single, weight.sign(), weight * 2.0 ** torch.randint(-30, 1, weight.shape)):
+                assert fast_error(image, kernel, dilation) < FAST_BOUND
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
+def test_what_is_not_finite_reaches_only_its_own_outputs(value: float, precision: str) -> None:
+    """Transforms would spread it over a tile, and overflow before a sum does."""
+    x, weight = operands((1, 64, 61, 67), 64)
+    x[0, 3, 30, 31], x[0, 63, 60, 66], x[0, 5, 7, 8] = value, value, -value
+    y = segops.dilated_conv2d(x, weight, None, 1, 2, 2, precision=precision)
+    expected = F.conv2d(x.double(), weight.double(), None, 1, 2, 2).float()
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.isinf(), expected.isinf())
+    if not torch.tensor(value).isfinite():
+        assert torch.allclose(y[expected.isfinite()], expected[expected.isfinite()], atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_any_number_of_threads_gives_the_same_bits(precision: str) -> None:
+    x, weight = operands((2, 64, 61, 67), 80)
+    upstream = make_logits((2, 80, 61, 67), seed=3)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            a = x.clone().requires_grad_()
+            y = segops.dilated_conv2d(a, weight, None, 1, 2, 2, precision=precision)
+            results.append((y.detach(), *torch.autograd.grad(y, a, upstream)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+def test_rule_keeps_small_convolutions_with_aten() -> None:
+    for shape, outputs, options in (
+        ((1, 3, 32, 32), 8, {}),
+        ((1, 512, 7, 7), 512, {"padding": 1}),
+        ((1, 64, 64, 64), 64, {"stride": 2}),
+        ((1, 64, 64, 64), 64, {"groups": 2}),
+        ((1, 256, 20, 20), 256, {"dilation": 16, "padding": 16}),
+    ):
+        x, weight = operands(shape, outputs)
+        weight = weight[:, : shape[1] // options.get("groups", 1)].contiguous()
+        assert torch.equal(segops.dilated_conv2d(x, weight, **options), F.conv2d(x, weight, **options)), shape
