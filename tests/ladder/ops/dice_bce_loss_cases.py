@@ -43,9 +43,7 @@ def every_template() -> list[str]:
         options = OPTIONS[(i + i // 11) % len(OPTIONS)]
         label = LABELS[(i + i // 5) % len(LABELS)]
         place = PLACES[i // 2 % len(PLACES)] if i % 4 == 3 else {}
-        lines.append(
-            case(dtype=dtype, layout=layout, label=label, **{"n": 1, **options, **shape}, **place, seed=i + 1)
-        )
+        lines.append(case(dtype=dtype, layout=layout, label=label, **{"n": 1, **options, **shape}, **place, seed=i + 1))
     return lines
 
 
