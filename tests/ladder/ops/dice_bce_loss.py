@@ -27,7 +27,8 @@ def traffic(
 ) -> Traffic:
     """Logits and labels are read once, and the gradient is written once: at most so many `times`.
 
-    constants: of the inputs, for what each thread of backward reads of its channels before its two vectors; a thread of a
+    constants: of the inputs, for what each thread of backward reads of its channels before its two vectors; a thread
+    of a
         large input has up to sixteen.
     sums: of the inputs, for the sums of blocks.
     """
@@ -53,7 +54,8 @@ TRAFFIC = [
     ),
     # Eight labels of four bytes are two accesses that share sectors: the second is for the first-level cache.
     *(traffic("bfloat16", "float32", channels, "planar", 1.67) for channels in (1, 19)),
-    # A row is whole pixels: its last vectors may end within a sector. The more channels, the fewer elements of each has a
+    # A row is whole pixels: its last vectors may end within a sector. The more channels, the fewer elements of each
+    # has a
     # block, and the more sums for its size.
     traffic("float32", "uint8", 3, "channels_last", 1.08, constants=0.4, conflicts=0.4),
     traffic("float32", "uint8", 19, "channels_last", 1.08, constants=1.2, sums=0.1, conflicts=1.1),
@@ -67,7 +69,8 @@ TRAFFIC = [
 
 _HALF_OR_SINGLE = "(?:float|bfloat16|float16)"
 
-#: Two blocks of 256 threads on a multiprocessor. Vectors are 16 bytes of logits; the loads of labels are of all their types.
+#: Two blocks of 256 threads on a multiprocessor. Vectors are 16 bytes of logits; the loads of labels are of all their
+#: types.
 LIMITS = (
     Limit(rf"dice_bce_loss_forward<{_HALF_OR_SINGLE}, [48], \w+>", 128, at_least={"ldg128": 1}, calls=OF_FLOAT),
     Limit(rf"dice_bce_loss_backward<{_HALF_OR_SINGLE}, [48], \w+>", 128, 0, 0, {"ldg128": 1, "stg128": 1}, OF_FLOAT),
