@@ -33,6 +33,7 @@ SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SELECTIONS = {
     "dice_ce_loss": "(native or triton) and (test_one_pixel_one_row_and_prime_sizes or test_map or test_parts or "
     "test_bad_labels_that_do_not_raise_are_ignored)",
+    "dice_bce_loss": "dice_bce_loss and (native or triton) and (test_dtypes_and_layouts or test_infinite_logits)",
     "upsample": "upsample and (native or triton) and (test_layouts or test_cat or test_memory_format or "
     "(test_elements_and_gradient and contiguous))",
     "max_": "max_unpool and (native or triton) and (test_round_trip or test_flat_indices_may_be_any or "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from tests.ladder.operator import Operator, case
+from tests.ladder.operator import OF_DOUBLE, OF_FLOAT, Bytes, Limit, Moves, Operator, Traffic, case
+from tests.ladder.ops import dice_bce_loss_coarse_mutants as mutants
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LAYOUTS = ("planar", "channels_last")
@@ -54,14 +55,48 @@ LARGE = [
     case(c=1, h=2, w=2, H=30, W=601, align=1, squared=1, dtype="float64"),
 ]
 
+ELEMENT = {"float32": 4, "bfloat16": 2}
+
+
+def traffic(dtype: str, channels: int, layout: str, ratio: int, times: tuple[float, float]) -> Traffic:
+    """Coarse logits and labels are to be read, and the coarse gradient to be written, once; times: forward, backward.
+
+    Blocks read the cells beyond their border too, and backward the labels there.
+    """
+    height, width = 32, 64
+    logits, labels = channels * height * width * ELEMENT[dtype], channels * height * width * ratio * ratio
+    sums = Bytes(0, beside=0.1 * (logits + labels))
+    return Traffic(
+        f"{dtype}, {channels} channels, {layout}, x{ratio}",
+        case(dtype=dtype, c=channels, h=height, w=width, H=height * ratio, W=width * ratio, layout=layout),
+        {
+            "dice_bce_loss_coarse_forward": Moves(Bytes(logits + labels, times[0]), sums, 0.1),
+            "dice_ce_loss_combine": Moves(sums, sums),
+            # Sums along a row are strided by the ratio.
+            "dice_bce_loss_coarse_backward": Moves(Bytes(logits + labels, times[1]), Bytes(logits, 1.1), 0.35),
+        },
+    )
+
+
+TRAFFIC = [
+    *(traffic(dtype, 8, layout, 4, (1.75, 2.25)) for dtype, layout in itertools.product(ELEMENT, LAYOUTS)),
+    traffic("float32", 1, "planar", 2, (1.75, 2.25)),
+]
+
+#: Two blocks of 256 threads on a multiprocessor; of double, one.
+LIMITS = (
+    Limit(r"dice_bce_loss_coarse_(?:forward|backward)<(?:float|bfloat16|float16)>", 128, calls=OF_FLOAT),
+    Limit(r"dice_bce_loss_coarse_(?:forward|backward)<double>", 255, calls=OF_DOUBLE),
+)
+
 OPERATOR = Operator(
     name="dice_bce_loss_coarse",
     cpu=("dice_bce_loss_coarse.cpp",),
     cuda=("dice_bce_loss_coarse.cu", "dice_bce_loss_coarse_backward.cu", "dice_ce_loss_combine.cu"),
     cases={"options": every_option(), "nothing": [case(n=0, map=1)]},
     large={"several tiles and pieces": LARGE},
-    traffic=(),
-    mutants=(),
-    mutant_cases=(),
-    limits=(),
+    traffic=TRAFFIC,
+    mutants=mutants.MUTANTS,
+    mutant_cases=mutants.CASES,
+    limits=LIMITS,
 )
