@@ -3,6 +3,7 @@
 
 #include "isa.h"
 #include "max_unpool_flat.h"
+#include "max_unpool_separable.h"
 #include "max_unpool_spread.h"
 
 namespace segops::SEGOPS_ISA {
@@ -39,7 +40,8 @@ Status as_float(Dtype dtype, const Body& body) {
 
 Status clear_image(const MaxUnpool& p, const Parallel& parallel) {
   return as_bits(p.dtype, [&](auto bits) {
-    for_each_plane(p.output, 1, parallel, [&](const Band& b) { clear_rows<decltype(bits)>(p.output, b, 0, p.output.height); });
+    for_each_plane(p.output, 1, parallel,
+                   [&](const Band& b) { clear_rows<decltype(bits)>(p.output, b, 0, p.output.height); });
     return Status::ok;
   });
 }
@@ -48,12 +50,12 @@ Status clear_image(const MaxUnpool& p, const Parallel& parallel) {
 
 Status max_pool2d(const MaxPool& p, const Parallel& parallel) {
   switch (p.dtype) {
-    case Dtype::uint8: return pool_image<uint8_t>(p, parallel);
-    case Dtype::int8: return pool_image<int8_t>(p, parallel);
-    case Dtype::int16: return pool_image<int16_t>(p, parallel);
-    case Dtype::int32: return pool_image<int32_t>(p, parallel);
-    case Dtype::int64: return pool_image<int64_t>(p, parallel);
-    default: return as_float(p.dtype, [&](auto element) { return pool_image<decltype(element)>(p, parallel); });
+    case Dtype::uint8: return pool_windows<uint8_t>(p, parallel);
+    case Dtype::int8: return pool_windows<int8_t>(p, parallel);
+    case Dtype::int16: return pool_windows<int16_t>(p, parallel);
+    case Dtype::int32: return pool_windows<int32_t>(p, parallel);
+    case Dtype::int64: return pool_windows<int64_t>(p, parallel);
+    default: return as_float(p.dtype, [&](auto element) { return pool_windows<decltype(element)>(p, parallel); });
   }
 }
 
