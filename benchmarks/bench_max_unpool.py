@@ -21,15 +21,36 @@ from tests.cases import make_logits
 POOL, POOL_3X3 = "max_pool2d, 2x2", "max_pool2d, 3x3 stride 2"
 POOL_BACKWARD, POOL_3X3_BACKWARD = "max_pool2d, 2x2, backward", "max_pool2d, 3x3 stride 2, backward"
 UNPOOL, UNPOOL_BACKWARD = "max_unpool2d, 2x2", "max_unpool2d, 2x2, backward"
-FLAT = "max_unpool2d, int64 indices"
-MAIN = (4, 64, 256, 256)
+UNPOOL_3X3 = "max_unpool2d, 3x3 stride 2"
+FLAT, FLAT_BACKWARD = "max_unpool2d, int64 indices", "max_unpool2d, int64 indices, backward"
+FLAT_3X3 = "max_unpool2d, int64 indices of 3x3 stride 2"
+POOL_STRIDE_1, POOL_STRIDE_1_BACKWARD = "max_pool2d, 3x3 stride 1", "max_pool2d, 3x3 stride 1, backward"
+POOL_13X13, POOL_13X13_BACKWARD = "max_pool2d, 13x13 stride 1", "max_pool2d, 13x13 stride 1, backward"
+MAIN, ODD = (4, 64, 256, 256), (4, 64, 255, 253)
+LAYOUTS = ("contiguous", "channels_last")
 CASES = (
     *(Case(op, MAIN) for op in (POOL, POOL_BACKWARD, UNPOOL, UNPOOL_BACKWARD, POOL_3X3, POOL_3X3_BACKWARD, FLAT)),
     *(Case(op, MAIN, layout="channels_last") for op in (POOL, POOL_BACKWARD, UNPOOL, UNPOOL_BACKWARD, FLAT)),
     *(Case(op, MAIN, torch.bfloat16) for op in (POOL, UNPOOL)),
     *(Case(op, (2, 64, 129, 131)) for op in (POOL, UNPOOL, POOL_3X3)),
     *(Case(op, (1, 16, 16, 16)) for op in (POOL, UNPOOL)),
+    *(Case(op, MAIN, layout="channels_last") for op in (POOL_3X3, POOL_3X3_BACKWARD)),
+    *(
+        Case(op, MAIN, torch.bfloat16, layout)
+        for op in (POOL_3X3, POOL_3X3_BACKWARD, FLAT, FLAT_3X3)
+        for layout in LAYOUTS
+    ),
+    *(Case(op, MAIN, layout=layout) for op in (UNPOOL_3X3, FLAT_3X3, FLAT_BACKWARD) for layout in LAYOUTS),
+    *(Case(op, ODD, layout=layout) for op in (POOL, POOL_BACKWARD, UNPOOL, FLAT) for layout in LAYOUTS),
+    *(
+        Case(op, (2, 64, 128, 128), layout=layout)
+        for op in (POOL_STRIDE_1, POOL_STRIDE_1_BACKWARD)
+        for layout in LAYOUTS
+    ),
+    *(Case(op, (1, 64, 64, 64), layout=layout) for op in (POOL_13X13, POOL_13X13_BACKWARD) for layout in LAYOUTS),
 )
+POOLINGS = (POOL, POOL_3X3, POOL_STRIDE_1, POOL_13X13)
+POOLING_BACKWARDS = (POOL_BACKWARD, POOL_3X3_BACKWARD, POOL_STRIDE_1_BACKWARD, POOL_13X13_BACKWARD)
 GOALS = {
     CASES[0]: {"eager": 12, "eager, channels_last": 1.4},
     CASES[1]: {"eager": 3.5},
@@ -37,7 +58,11 @@ GOALS = {
     CASES[3]: {"eager": 2},
 }
 #: kernel, stride, padding
-WINDOWS = {POOL_3X3: (3, 2, 1), POOL_3X3_BACKWARD: (3, 2, 1)}
+WINDOWS = {
+    **dict.fromkeys((POOL_3X3, POOL_3X3_BACKWARD, UNPOOL_3X3, FLAT_3X3), (3, 2, 1)),
+    **dict.fromkeys((POOL_STRIDE_1, POOL_STRIDE_1_BACKWARD), (3, 1, 1)),
+    **dict.fromkeys((POOL_13X13, POOL_13X13_BACKWARD), (13, 1, 6)),
+}
 
 
 @dataclass(frozen=True)
@@ -67,9 +92,9 @@ def ways(case: Case, device: str) -> Ways:
     ops = torch.ops.segops
     gradient = torch.randn_like(pooled)
 
-    def scattered(y: Tensor) -> Tensor:
+    def scattered(y: Tensor, scatter: Callable[..., Tensor] = Tensor.scatter) -> Tensor:
         zeros = torch.zeros(*y.shape[:2], height * width, dtype=y.dtype, device=device)
-        return zeros.scatter_add(2, torch_indices.flatten(2), y.flatten(2)).view(*y.shape[:2], height, width)
+        return scatter(zeros, 2, torch_indices.flatten(2), y.flatten(2)).view(*y.shape[:2], height, width)
 
     def unpool(layout: str) -> Callable[[Tensor], Tensor]:
         return lambda y: torch.ops.aten.max_unpool2d(y, flat[layout], [height, width])
@@ -92,7 +117,7 @@ def ways(case: Case, device: str) -> Ways:
         sizes = [kernel, kernel], [stride, stride], [padding, padding], [1, 1], False, flat[layout]
         return lambda g: torch.ops.aten.max_pool2d_with_indices_backward(g, image, *sizes)
 
-    if case.op in (POOL, POOL_3X3):
+    if case.op in POOLINGS:
         return Ways(
             x,
             lambda y: segops.max_pool2d(y, kernel, stride, padding)[0],
@@ -101,32 +126,34 @@ def ways(case: Case, device: str) -> Ways:
             x.nbytes + pooled.nbytes + local.nbytes,
         )
     moved = x.nbytes + pooled.nbytes + local.nbytes
-    if case.op in (POOL_BACKWARD, POOL_3X3_BACKWARD):
+    if case.op in POOLING_BACKWARDS:
         ours = lambda g: ops.max_unpool2d(g, local, height, width, window, True, 0)[0]  # noqa: E731
-        return Ways(gradient, ours, pool_backward, scattered, moved)
-    if case.op == UNPOOL:
-        return Ways(
-            pooled, lambda y: segops.max_unpool2d(y, local, 2, output_size=(height, width)), unpool, scattered, moved
-        )
-    if case.op == UNPOOL_BACKWARD:
+        return Ways(gradient, ours, pool_backward, lambda g: scattered(g, Tensor.scatter_add), moved)
+    indices = flat[case.layout]
+    moved_flat = x.nbytes + pooled.nbytes + indices.nbytes
+    if case.op in (UNPOOL_BACKWARD, FLAT_BACKWARD):
 
         def picked(g: Tensor) -> Tensor:
             return g.flatten(2).gather(2, torch_indices.flatten(2)).view(pooled.shape)
 
+        from_local = case.op == UNPOOL_BACKWARD
         return Ways(
             torch.randn_like(x),
-            lambda g: ops.max_unpool2d_backward(g, local, window, False),
+            (lambda g: ops.max_unpool2d_backward(g, local, window, False))
+            if from_local
+            else (lambda g: ops.max_unpool2d_flat_backward(g, indices)),
             unpool_backward,
             picked,
-            moved,
+            moved if from_local else moved_flat,
         )
-    indices = flat[case.layout]
+    from_local = case.op in (UNPOOL, UNPOOL_3X3)
+    which = local if from_local else indices
     return Ways(
         pooled,
-        lambda y: segops.max_unpool2d(y, indices, 2, output_size=(height, width)),
+        lambda y: segops.max_unpool2d(y, which, kernel, stride, padding, output_size=(height, width)),
         unpool,
         scattered,
-        x.nbytes + pooled.nbytes + indices.nbytes,
+        moved if from_local else moved_flat,
     )
 
 
@@ -138,7 +165,7 @@ def test_max_unpool(case: Case, race: Callable[..., None], bench_device: str) ->
         Contender("eager", way.eager("contiguous"), "contiguous"),
         Contender("eager, channels_last", way.eager("channels_last"), "channels_last"),
     ]
-    if case.op in (POOL, POOL_3X3):
+    if case.op in POOLINGS:
         contenders.append(Contender("compiled", way.eager(case.layout), compiled=True, group="torch.compile"))
     race(
         case,

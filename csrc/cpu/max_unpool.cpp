@@ -4,6 +4,7 @@
 #include "isa.h"
 #include "max_unpool_flat.h"
 #include "max_unpool_pairs.h"
+#include "max_unpool_separable.h"
 #include "max_unpool_spread.h"
 
 namespace segops::SEGOPS_ISA {
@@ -40,7 +41,8 @@ Status as_float(Dtype dtype, const Body& body) {
 
 Status clear_image(const MaxUnpool& p, const Parallel& parallel) {
   return as_bits(p.dtype, [&](auto bits) {
-    for_each_plane(p.output, 1, parallel, [&](const Band& b) { clear_rows<decltype(bits)>(p.output, b, 0, p.output.height); });
+    for_each_plane(p.output, 1, parallel,
+                   [&](const Band& b) { clear_rows<decltype(bits)>(p.output, b, 0, p.output.height); });
     return Status::ok;
   });
 }
@@ -50,7 +52,7 @@ Status clear_image(const MaxUnpool& p, const Parallel& parallel) {
 Status max_pool2d(const MaxPool& p, const Parallel& parallel) {
   const auto pool = [&](auto element) {
     using Element = decltype(element);
-    return pool_pairs<Element>(p, parallel) ? Status::ok : pool_image<Element>(p, parallel);
+    return pool_pairs<Element>(p, parallel) ? Status::ok : pool_windows<Element>(p, parallel);
   };
   switch (p.dtype) {
     case Dtype::uint8: return pool(uint8_t{});

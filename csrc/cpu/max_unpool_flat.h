@@ -12,15 +12,12 @@ namespace {
 template <class U>
 void clear_rows(const Planes& out, const Band& b, int64_t begin, int64_t end) {
   const int64_t extent = out.width * b.channels;
-  const bool dense = out.stride_w == b.channels;
-  if (dense && out.stride_h == extent && begin < end) {
-    __builtin_memset(row_of<U>(out, b, begin), 0, static_cast<size_t>((end - begin) * extent) * sizeof(U));
-    return;
-  }
+  if (out.stride_w == b.channels && out.stride_h == extent && begin < end)
+    return copy_pixel<U>(nullptr, row_of<U>(out, b, begin), (end - begin) * extent, false);
   for (int64_t y = begin; y < end; ++y) {
     U* const row = row_of<U>(out, b, y);
-    if (dense)
-      __builtin_memset(row, 0, static_cast<size_t>(extent) * sizeof(U));
+    if (out.stride_w == b.channels)
+      copy_pixel<U>(nullptr, row, extent, false);
     else
       for (int64_t x = 0; x < out.width; ++x) copy_pixel<U>(nullptr, row + x * out.stride_w, b.channels, false);
   }
@@ -232,6 +229,14 @@ void scatter(const MaxUnpoolFlat& p, const Band& b, const BadIndices& bad) {
     }
   }
   if (ready < pixels) clear_rows<U>(out, b, static_cast<int64_t>(ready / width), out.height);
+}
+
+// How many neighbouring channels of dense pixels one worker takes: whole cache lines, as many as leave something to share
+// out.
+inline int64_t channels_at_once(const Planes& out, int64_t element) {
+  constexpr int64_t kItems = 4;
+  const int64_t line = 64 / element, lines = (out.channels + line - 1) / line, parts = kItems / (out.batch + 1) + 1;
+  return (lines + parts - 1) / parts * line;
 }
 
 // T: what duplicates are added in, where kSum.

@@ -1,5 +1,5 @@
-// max_unpool2d of windows that overlap so much that to ask every window for each element takes longer than to let every window
-// find its own. Compiled into every ISA namespace.
+// max_unpool2d of windows that overlap so much that to ask every window for each element takes longer than to let every
+// window find its own. Compiled into every ISA namespace.
 #pragma once
 #include "max_unpool_gather.h"
 
@@ -16,24 +16,17 @@ void for_each_plane(const P& p, int64_t group, const Parallel& parallel, const B
   });
 }
 
-// How many neighbouring channels of dense pixels one worker takes: whole cache lines, as many as leave something to share out.
-inline int64_t channels_at_once(const Planes& out, int64_t element) {
-  constexpr int64_t kItems = 4;
-  const int64_t line = 64 / element, lines = (out.channels + line - 1) / line, parts = kItems / (out.batch + 1) + 1;
-  return (lines + parts - 1) / parts * line;
-}
-
 // Planes (of neighbouring channels of dense pixels) made in memory of a worker's own, window after window.
 template <class Element, class T, bool kSum>
 class Scatter {
  public:
   explicit Scatter(const MaxUnpool& p)
-      : p_(p),
-        group_(both_channels_last(p.input, p.output) && p.indices.stride_c == 1 ? channels_at_once(p.output, sizeof(Element))
-                                                                               : 1) {
-    for (int64_t tap = 0; tap < p.vertical.kernel * p.horizontal.kernel; ++tap)
-      taps_[tap] = Tap{static_cast<int32_t>(tap / p.horizontal.kernel * p.vertical.dilation),
-                       static_cast<int32_t>(tap % p.horizontal.kernel * p.horizontal.dilation)};
+      : p_(p), group_(both_channels_last(p.input, p.output) && p.indices.stride_c == 1 ? kGroup : 1) {
+    const int64_t count = p.vertical.kernel * p.horizontal.kernel;
+    for (int64_t tap = 0; tap < 256; ++tap)
+      taps_[tap] = tap < count ? Tap{tap / p.horizontal.kernel * p.vertical.dilation,
+                                     tap % p.horizontal.kernel * p.horizontal.dilation}
+                               : Tap{-1, 0};
   }
 
   // Whether windows overlap enough, and planes are small and many enough.
@@ -58,29 +51,36 @@ class Scatter {
   }
 
  private:
+  static constexpr int64_t kGroup = 64 / sizeof(T);  // channels that are taken together: a cache line
+
   int64_t bytes() const {
     return (p_.output.height * p_.output.width * group_ * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
   }
 
   void add_row(const Band& b, int64_t y, T* plane, const BadIndices& bad) const {
     const MaxUnpool& p = p_;
-    const int64_t width = p.output.width, height = p.output.height, channels = b.channels;
-    const uint32_t taps = static_cast<uint32_t>(p.vertical.kernel * p.horizontal.kernel);
-    const uint8_t* const indices = row_of<const uint8_t>(p.indices, b, y);
-    const Element* const input = row_of<const Element>(p.input, b, y);
-    const int64_t row = tap_position(p.vertical, y, 0);
+    const int64_t row = tap_position(p.vertical, y, 0), height = p.output.height, width = p.output.width;
+    const int64_t channels = b.channels, step = p.input.stride_w, index_step = p.indices.stride_w;
+    const int64_t last_y = (p.vertical.kernel - 1) * p.vertical.dilation;
+    const int64_t last_x = (p.horizontal.kernel - 1) * p.horizontal.dilation;
+    const bool whole_rows = row >= 0 && row + last_y < height;
+    const Element* input = row_of<const Element>(p.input, b, y);
+    const uint8_t* indices = row_of<const uint8_t>(p.indices, b, y);
     bool suspect = false;
-    for (int64_t x = 0; x < p.input.width; ++x) {
-      const int64_t column = tap_position(p.horizontal, x, 0);
+    for (int64_t x = 0; x < p.input.width; ++x, input += step, indices += index_step) {
+      const int64_t column = tap_position(p.horizontal, x, 0), first = row * width + column;
+      const bool whole = whole_rows && column >= 0 && column + last_x < width;
       for (int64_t c = 0; c < channels; ++c) {
-        const uint32_t index = indices[x * p.indices.stride_w + c];
-        const int64_t to_y = index < taps ? row + taps_[index].y : -1, to_x = index < taps ? column + taps_[index].x : -1;
-        if (to_y < 0 || to_y >= height || to_x < 0 || to_x >= width) {
+        const Tap tap = taps_[indices[c]];
+        const bool inside =
+            whole ? tap.y >= 0
+                  : tap.y >= 0 && row + tap.y >= 0 && row + tap.y < height && column + tap.x >= 0 && column + tap.x < width;
+        if (!inside) {
           suspect = true;
           continue;
         }
-        T& element = plane[(to_y * width + to_x) * channels + c];
-        const T value = load<1, T>(input + x * p.input.stride_w + c)[0];
+        T& element = plane[(first + tap.y * width + tap.x) * channels + c];
+        const T value = load<1, T>(input + c)[0];
         if constexpr (kSum)
           element += value;
         else
@@ -110,9 +110,9 @@ class Scatter {
       for (; i < count; ++i) to[i] = from[i];
   }
 
-  // Where taps are in their window.
+  // Where a tap is in its window; y is negative where there is none.
   struct Tap {
-    int32_t y, x;
+    int64_t y, x;
   };
 
   const MaxUnpool& p_;

@@ -86,9 +86,12 @@ struct PoolVisitor {
   SEGOPS_MEMBER explicit PoolVisitor(Vec<Number, kLanes> first)
       : most(broadcast<kLanes, Memory>(Compared<Element>::lowest())), index(first) {}
   SEGOPS_MEMBER void tap(int64_t number, Vec<Memory, kLanes> value) {
+    tap(broadcast<kLanes, Number>(static_cast<Number>(number)), value);
+  }
+  SEGOPS_MEMBER void tap(Vec<Number, kLanes> number, Vec<Memory, kLanes> value) {
     const auto wins = Compared<Element>::template wins<kLanes>(value, most);
     most = wins ? value : most;
-    index = wins ? broadcast<kLanes, Number>(static_cast<Number>(number)) : index;
+    index = wins ? number : index;
   }
   SEGOPS_MEMBER Vec<Memory, kLanes> value() const { return most; }
   SEGOPS_MEMBER Vec<uint8_t, kLanes> number() const { return __builtin_convertvector(index, Vec<uint8_t, kLanes>); }
