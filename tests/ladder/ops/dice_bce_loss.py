@@ -28,8 +28,7 @@ def traffic(
     """Logits and labels are read once, and the gradient is written once: at most so many `times`.
 
     constants: of the inputs, for what each thread of backward reads of its channels before its two vectors; a thread
-    of a
-        large input has up to sixteen.
+        of a large input has up to sixteen.
     sums: of the inputs, for the sums of blocks.
     """
     pixels = PIXELS if aligned else ODD_PIXELS
@@ -54,16 +53,15 @@ TRAFFIC = [
     ),
     # Eight labels of four bytes are two accesses that share sectors: the second is for the first-level cache.
     *(traffic("bfloat16", "float32", channels, "planar", 1.67) for channels in (1, 19)),
-    # A row is whole pixels: its last vectors may end within a sector. The more channels, the fewer elements of each
-    # has a
-    # block, and the more sums for its size.
+    # A row is whole pixels: its last vectors may end within a sector. The more channels, the fewer elements of each a
+    # block has, and the more sums for its size.
     traffic("float32", "uint8", 3, "channels_last", 1.08, constants=0.4, conflicts=0.4),
     traffic("float32", "uint8", 19, "channels_last", 1.08, constants=1.2, sums=0.1, conflicts=1.1),
     traffic("bfloat16", "uint8", 3, "channels_last", 1.08, constants=0.6, conflicts=0.9),
     traffic("bfloat16", "uint8", 19, "channels_last", 1.08, constants=2.0, sums=0.12, conflicts=0.5),
     traffic("float32", "uint8", 150, "channels_last", 1.08, constants=2.5, sums=0.17, conflicts=1.25),
     # Lines that begin anywhere cost a sector a request.
-    traffic("float32", "uint8", 3, "planar", 1.3, 1.2, constants=0.16, aligned=False),
+    traffic("float32", "uint8", 3, "planar", 1.3, 1.2, constants=0.16, sums=0.06, aligned=False),
     traffic("bfloat16", "uint8", 3, "channels_last", 1.7, 1.5, constants=0.4, sums=0.12, aligned=False, conflicts=0.2),
 ]
 
