@@ -105,7 +105,8 @@ const char* run(const Case& k, Dtype dtype, bool corrupt) {
                                      picked.template planes<void>(),
                                      a,
                                      a,
-                                     accumulate};
+                                     accumulate,
+                                     false};
     if (max_unpool2d_backward(backward, kSerial) != Status::ok) return "max_unpool2d_backward failed";
 
     std::vector<Element> expected(static_cast<size_t>(planes * k.h * k.w));

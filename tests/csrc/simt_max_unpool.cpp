@@ -209,7 +209,7 @@ std::string local(const driver::Case& of, Dtype dtype, const Sizes& s, const Ima
   const Targets targets = local_targets(indices, v, h, s.height, s.width);
   if (!goes_up) {
     const auto params = [&](const Planes& to) {
-      return MaxUnpoolBackward{dtype, fine.const_planes(), at, to, v, h, accumulate};
+      return MaxUnpoolBackward{dtype, fine.const_planes(), at, to, v, h, accumulate, false};
     };
     return same_bits(
                coarse, [&](const Planes& to) { return cuda::max_unpool2d_backward(params(to), nullptr); },
