@@ -213,10 +213,11 @@ def dilated_conv2d(
         arguments.check_like_input("residual", residual, input)
     number = arguments.check_activation(activation, slope)
     fast = arguments.check_precision(precision)
-    everything = (input, weight, *vectors[:3], residual, vectors[3], window, groups, number, fast)
+    everything: tuple[Any, ...] = (input, weight, *vectors[:3], residual, vectors[3], window, groups, number, fast)
     chosen = backends.resolve(backend, input.device)
     if chosen == "reference":
-        return reference.dilated_conv2d(*everything)
+        plain: Tensor = reference.dilated_conv2d(*everything)
+        return plain
     for t in (input, weight, *vectors, residual):
         if t is not None:
             check_no_tangent(arguments.OP, t)
