@@ -60,7 +60,8 @@ def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     activation = ACTIVATIONS[ctx.activation]
     wide = arguments.accumulation_dtype(input.dtype)
 
-    convolved = before = None  # scale's factor, and what the activation was applied to
+    convolved: Any = None  # scale's factor
+    before: Any = None  # what the activation was applied to
     if needs["scale"] or activation not in _FROM_OUTPUT:
         plain = (None, None, None, None, None, ctx.window, ctx.groups, 0, ctx.fast)
         convolved = ops.dilated_conv2d(input, weight, *plain).to(wide)
@@ -74,7 +75,7 @@ def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad_slope = torch.where(before > 0, 0.0, before * grad).sum((0, 2, 3))
     grad = _before_activation(grad, output, before, slope, activation)
 
-    sums = grad.sum((0, 2, 3)) if needs["bias"] or needs["shift"] else None
+    sums: Any = grad.sum((0, 2, 3)) if needs["bias"] or needs["shift"] else None
     grad_bias = None
     if needs["bias"]:
         grad_bias = sums if scale is None else sums * scale
@@ -213,10 +214,11 @@ def dilated_conv2d(
         arguments.check_like_input("residual", residual, input)
     number = arguments.check_activation(activation, slope)
     fast = arguments.check_precision(precision)
-    everything = (input, weight, *vectors[:3], residual, vectors[3], window, groups, number, fast)
+    everything: tuple[Any, ...] = (input, weight, *vectors[:3], residual, vectors[3], window, groups, number, fast)
     chosen = backends.resolve(backend, input.device)
     if chosen == "reference":
-        return reference.dilated_conv2d(*everything)
+        plain: Tensor = reference.dilated_conv2d(*everything)
+        return plain
     for t in (input, weight, *vectors, residual):
         if t is not None:
             check_no_tangent(arguments.OP, t)

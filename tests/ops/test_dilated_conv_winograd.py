@@ -1,4 +1,4 @@
-"""dilated_conv2d where the rule chooses Winograd's algorithm on a CPU: accuracy, values that are not finite, threads."""
+"""dilated_conv2d where the rule chooses Winograd's algorithm on a CPU: accuracy, values not finite, threads."""
 
 from __future__ import annotations
 
