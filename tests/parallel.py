@@ -14,6 +14,7 @@ TOGETHER = {
     "tests/engine/test_demo.py": "demo",
     "tests/test_benchmarks.py": "benchmarks",
     "tests/ops/test_dice_ce_loss_ranks.py": "ranks",
+    "tests/metrics/test_ranks.py": "ranks of metrics",
     "tests/ladder/test_sass.py": "sass",
     "tests/triton/test_dice_ce_loss_sass.py": "sass",
 }
