@@ -15,6 +15,7 @@ TOGETHER = {
     "tests/test_benchmarks.py": "benchmarks",
     "tests/ops/test_dice_bce_loss_ranks.py": "binary ranks",
     "tests/ops/test_dice_ce_loss_ranks.py": "ranks",
+    "tests/metrics/test_ranks.py": "ranks of metrics",
     "tests/ladder/test_sass.py": "sass",
     "tests/triton/test_dice_ce_loss_sass.py": "sass",
 }

@@ -37,9 +37,9 @@ def nearest_foreground(masks: Tensor) -> Nearest:
 
     First within the row, by running maxima of indices. Then the lower envelope of the parabolas
     ``square[k] + (row - k)^2``: since k^2 = 1 + 3 + 5 + ..., it is what repeated minima of three rows arrive at,
-    the two outer ones raised by 1, 3, 5, ... (Huang, Mitchell, "A Euclidean distance transform using grayscale morphology
-    decomposition", PAMI 1994). A round that changes nothing is the last one; a device, which is not waited for, runs
-    all that there can be.
+    the two outer ones raised by 1, 3, 5, ... (Huang, Mitchell, "A Euclidean distance transform using grayscale
+    morphology decomposition", PAMI 1994). A round that changes nothing is the last one; a
+    device, which is not waited for, runs all that there can be.
 
     Args:
         masks: bool [N, H, W]; of one map of any size, the fewer rows the faster.
