@@ -36,9 +36,7 @@ struct Plan {
   }
 };
 
-inline Totals totals(const DiceCeLossStatistics& p) {
-  return {p.in.batch, p.in.classes, p.overlap, p.ce, p.bad_labels};
-}
+inline Totals totals(const DiceCeLossStatistics& p) { return {p.in.batch, p.in.classes, p.overlap, p.ce, p.bad_labels}; }
 
 // How the logits may be read and their gradient written, decided once a launch.
 struct Access {
