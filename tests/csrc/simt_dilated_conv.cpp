@@ -1,6 +1,13 @@
-// The CUDA kernels of dilated_conv on the host execution against the definition: a sum of products at a time, in double.
+// The kernels of dilated_conv, CUDA's on the host execution and the CPU's, against the definition: a sum of products at a
+// time, in double.
 #include "image.h"
 #include "segops/dilated_conv.h"
+
+namespace segops {
+Status dilated_conv2d(const DilatedConv&, const Parallel&);
+Status dilated_conv2d_grad_input(const DilatedConvGradInput&, const Parallel&);
+Status dilated_conv2d_grad_weight(const DilatedConvGradWeight&, const Parallel&);
+}  // namespace segops
 
 namespace {
 
@@ -131,6 +138,11 @@ std::string run(const driver::Case& of) {
   const std::vector<double> inputs = numbers_of(input), weights = numbers_of(weight), outputs = numbers_of(output);
   // TF32 has 10 bits of each factor, cut off or rounded.
   const double products = fast && dtype == Dtype::float32 ? 0x1p-9 : 0;
+  // Winograd's algorithm errs by the largest of a tile, not by the products of the pixel.
+  constexpr double kTile = 0x1p-12;
+  const auto done = [](Status status) {
+    if (status != Status::ok) std::abort();
+  };
   driver::Differences differences;
   if (forward) {
     const auto vector = [&](const char* name, bool there) {
@@ -156,18 +168,23 @@ std::string run(const driver::Case& of) {
     if (!differences.none()) return differences.first;
     Sums sums(output.count());
     s.each_product([&](size_t i, size_t j, size_t o) { sums.add(o, inputs[i] * weights[j]); });
-    for (int64_t i = 0; i < output.count(); ++i) {
-      const int64_t channel = i / (s.H * s.W) % s.out;
-      const size_t at = static_cast<size_t>(i);
-      const double times = has_scale ? scale->get(channel) : 1, before = has_bias ? bias->get(channel) : 0;
-      const double after = has_shift ? shift->get(channel) : 0, beside = has_residual ? residual.get(i) : 0;
-      const double x = times * (sums.value[at] + before) + after + beside;
-      const double magnitude =
-          std::abs(times) * (sums.magnitude[at] + std::abs(before)) + std::abs(after) + std::abs(beside);
-      compare(differences, "output", dtype, i, output.get(i),
-              activated(epilogue.activation, x, has_slope ? slope->get(channel) : 0), 2 * magnitude, products);
-    }
-    output.check_gaps(differences);
+    const auto check = [&](const char* name, double error) {
+      for (int64_t i = 0; i < output.count(); ++i) {
+        const int64_t channel = i / (s.H * s.W) % s.out;
+        const size_t at = static_cast<size_t>(i);
+        const double times = has_scale ? scale->get(channel) : 1, before = has_bias ? bias->get(channel) : 0;
+        const double after = has_shift ? shift->get(channel) : 0, beside = has_residual ? residual.get(i) : 0;
+        const double x = times * (sums.value[at] + before) + after + beside;
+        const double magnitude =
+            std::abs(times) * (sums.magnitude[at] + std::abs(before)) + std::abs(after) + std::abs(beside);
+        compare(differences, name, dtype, i, output.get(i),
+                activated(epilogue.activation, x, has_slope ? slope->get(channel) : 0), 2 * magnitude, error);
+      }
+      output.check_gaps(differences);
+    };
+    check("output", products);
+    done(dilated_conv2d(p, driver::kSerial));
+    check("output of the CPU", kTile);
   } else if (to_input) {
     const DilatedConvGradInput p{dtype, output.const_planes(), weight.data(), window, s.groups, input.planes(), fast};
     const driver::Buffer scratch("scratch", cuda::dilated_conv2d_grad_input_scratch_bytes(p), true);
@@ -175,10 +192,15 @@ std::string run(const driver::Case& of) {
     if (!differences.none()) return differences.first;
     Sums sums(input.count());
     s.each_product([&](size_t i, size_t j, size_t o) { sums.add(i, outputs[o] * weights[j]); });
-    for (int64_t i = 0; i < input.count(); ++i)
-      compare(differences, "grad_input", dtype, i, input.get(i), sums.value[static_cast<size_t>(i)],
-              sums.magnitude[static_cast<size_t>(i)], products);
-    input.check_gaps(differences);
+    const auto check = [&](const char* name, double error) {
+      for (int64_t i = 0; i < input.count(); ++i)
+        compare(differences, name, dtype, i, input.get(i), sums.value[static_cast<size_t>(i)],
+                sums.magnitude[static_cast<size_t>(i)], error);
+      input.check_gaps(differences);
+    };
+    check("grad_input", products);
+    done(dilated_conv2d_grad_input(p, driver::kSerial));
+    check("grad_input of the CPU", kTile);
   } else {
     const DilatedConvGradWeight p{dtype, input.const_planes(), output.const_planes(), window, s.groups, weight.data(), fast};
     const driver::Buffer scratch("scratch", cuda::dilated_conv2d_grad_weight_scratch_bytes(p), true);
@@ -186,9 +208,14 @@ std::string run(const driver::Case& of) {
     if (!differences.none()) return differences.first;
     Sums sums(weight.count());
     s.each_product([&](size_t i, size_t j, size_t o) { sums.add(j, inputs[i] * outputs[o]); });
-    for (int64_t i = 0; i < weight.count(); ++i)
-      compare(differences, "grad_weight", dtype, i, weight.get(i), sums.value[static_cast<size_t>(i)],
-              sums.magnitude[static_cast<size_t>(i)], products);
+    const auto check = [&](const char* name, double error) {
+      for (int64_t i = 0; i < weight.count(); ++i)
+        compare(differences, name, dtype, i, weight.get(i), sums.value[static_cast<size_t>(i)],
+                sums.magnitude[static_cast<size_t>(i)], error);
+    };
+    check("grad_weight", products);
+    done(dilated_conv2d_grad_weight(p, driver::kSerial));
+    check("grad_weight of the CPU", 0);
   }
   return differences.first;
 }

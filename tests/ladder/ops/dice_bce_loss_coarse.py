@@ -87,7 +87,7 @@ TRAFFIC = [
 #: Two blocks of 256 threads on a multiprocessor; of double, one.
 LIMITS = (
     Limit(r"dice_bce_loss_coarse_(?:forward|backward)<(?:float|bfloat16|float16)>", 128, calls=OF_FLOAT),
-    Limit(r"dice_bce_loss_coarse_(?:forward|backward)<double>", 255, calls=OF_DOUBLE),
+    Limit(r"dice_bce_loss_coarse_(?:forward|backward)<double>", 255, calls=(*OF_DOUBLE, "accurate_pow")),
 )
 
 OPERATOR = Operator(

@@ -145,7 +145,7 @@ LIMITS = (
 
 OPERATOR = Operator(
     name="dilated_conv",
-    cpu=(),
+    cpu=("dilated_conv.cpp",),
     cuda=("dilated_conv.cu", "dilated_conv_gemm.cu", "dilated_conv_grad_input.cu", "dilated_conv_grad_weight.cu"),
     cases={
         **{op: cases(op) for op in ("forward", "grad_input", "grad_weight")},
