@@ -94,6 +94,7 @@ SUBROUTINES = {
     "rcp_rn_f32_slowpath": "one reciprocal a pixel; the subroutine runs for denormal and huge sums alone",
     "div_rn_f64_full": "a few divisions of O(N C) sums, in double, once a block",
     "dblrcp_rn_slowpath_v3": "double is there to be exact, not fast",
+    "accurate_pow": "the focal term in double: the same",
     "warpsync": "sm_80 where ptxas cannot show that a warp has converged; skipped if it has",
     "shflsync_bfly_p": "the same",
     "shflsync_idx_p": "the same",
