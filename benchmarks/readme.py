@@ -44,6 +44,7 @@ class Row(NamedTuple):
 
 TRAIN = "forward_backward"
 FULL, COARSE, CITY = (4, 19, 512, 512), (4, 19, 128, 128), (1, 19, 256, 512)
+CONV, CONVOLVED = "conv + norm + relu", (((2, 64, 128, 128), 2), ((1, 256, 64, 64), 4), ((1, 512, 60, 80), 2))
 UP2, UP8, POOL = (4, 64, 128, 128), (4, 19, 64, 64), (4, 64, 256, 256)
 LOSS = [
     Row("", "dice_ce_loss", shape, dtype, direction, layout)
@@ -59,6 +60,9 @@ OTHERS = [
     Row("coarse cross-entropy to 512 x 512", "dice_ce_loss_coarse, cross-entropy alone", COARSE, direction=TRAIN),
     Row("coarse `dice_ce_loss` to 512 x 512", "dice_ce_loss_coarse", COARSE, direction=TRAIN),
     Row("coarse `dice_ce_loss` to 1024 x 2048", "dice_ce_loss_coarse", CITY, "bfloat16", TRAIN),
+    Row("`dice_bce_loss`", "dice_bce_loss", (8, 1, 512, 512), direction=TRAIN),
+    Row("`dice_bce_loss`", "dice_bce_loss", (4, 14, 256, 256), direction=TRAIN),
+    Row("coarse `dice_bce_loss` to 512 x 512", "dice_bce_loss", (8, 1, 128, 128), direction=TRAIN),
     Row("`upsample_argmax` x8", "upsample_argmax", UP8),
     Row("`upsample_argmax` x4", "upsample_argmax", CITY),
     Row("`upsample_bilinear2d` x2", "upsample_bilinear2d", UP2),
@@ -73,6 +77,12 @@ OTHERS = [
     Row("`max_unpool2d` 2x2", "max_unpool2d, 2x2", POOL),
     Row("its gradient", "max_unpool2d, 2x2, backward", POOL),
     Row("`max_unpool2d`, int64 indices", "max_unpool2d, int64 indices", POOL),
+    *(
+        Row(f"`dilated_conv2d` + norm + ReLU, dilation {dilation}{', fast' * fast}", CONV + ", fast" * fast, shape)
+        for shape, dilation in CONVOLVED
+        for fast in (False, True)
+    ),
+    Row("its input gradient", "conv, grad_input", CONVOLVED[0][0]),
     Row("`confusion_matrix`", "confusion_matrix", FULL),
     Row("`confusion_matrix`", "confusion_matrix", FULL, "bfloat16"),
     Row("`confusion_matrix` of label maps", "confusion_matrix of label maps", FULL, "int64"),
@@ -133,7 +143,7 @@ def loss_table(runs: Sequence[Sequence[Record]]) -> str:
 def other_table(runs: Sequence[Sequence[Record]]) -> str:
     rows = []
     for row in OTHERS:
-        direction = "backward" if row.op.endswith("backward") else DIRECTIONS[row.direction]
+        direction = "backward" if row.op.endswith(("backward", "grad_input")) else DIRECTIONS[row.direction]
         where = f"{row.input()}, {direction}"
         rows.append([row.label, where, *(cell(runs, row, among) for among in OTHER_COLUMNS.values())])
     return table(["operator", "input", *OTHER_COLUMNS], rows)
