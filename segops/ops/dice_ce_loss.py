@@ -17,6 +17,7 @@ from segops._layout import empty_like_pixels, pixel_stride
 from segops._library import define_op, no_double_backward
 from segops.ops import loss_arguments as common
 from segops.ops import loss_ranks as ranks
+from segops.ops import loss_statistics
 from segops.ops.dice_ce_loss_arguments import OP, check_options, check_tensors
 from segops.ops.dice_ce_loss_value import loss_of_sums
 from segops.ops.loss_arguments import Overlap
@@ -82,33 +83,6 @@ def _fake_backward(
     return empty_like_pixels(logits)
 
 
-def _save_statistics(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.align_corners = inputs[11:]  # of coarse logits
-    ctx.options = (*inputs[4:7], *ctx.align_corners)
-    ctx.with_overlap, ctx.with_map = inputs[7], inputs[9]
-    ctx.set_materialize_grads(False)
-
-
-def _statistics_backward(
-    ops: Any, ctx: Any, grad_overlap: Any, grad_ce: Any, grad_map: Any, *_: Any
-) -> tuple[Any, ...]:
-    logits, target, weight, pixel_weight = ctx.saved_tensors
-    grad = None
-    # Outputs that were not asked for are empty tensors, and so are their gradients.
-    grad_overlap = grad_overlap if ctx.with_overlap else None
-    grad_map = grad_map if ctx.with_map else None
-    if grad_overlap is not None or grad_ce is not None or grad_map is not None:
-        if grad_map is not None:
-            # The gradient of a map is a pixel weight of its own.
-            per_pixel = grad_map if grad_ce is None else grad_map + grad_ce[0].to(grad_map.dtype)
-            pixel_weight = per_pixel if pixel_weight is None else per_pixel * pixel_weight
-            grad_ce = torch.ones(2, dtype=torch.float64, device=logits.device)
-        op = ops.dice_ce_loss_coarse_backward if ctx.align_corners else ops.dice_ce_loss_backward
-        grad = op(logits, target, weight, pixel_weight, grad_overlap, grad_ce, *ctx.options)
-    return (grad, *[None] * (10 + len(ctx.align_corners)))
-
-
 _STATISTICS = (
     "(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, float label_smoothing, "
     "bool squared, bool with_overlap, bool with_confusion, bool with_map, int on_bad{more}) "
@@ -118,10 +92,9 @@ _BACKWARD = (
     "(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, Tensor? grad_overlap, Tensor? grad_ce, "
     "int ignore_index, float label_smoothing, bool squared{more}) -> Tensor"
 )
+_DERIVATIVE = loss_statistics.derivative(OP, with_map=9, options=11)
 for _name, _more in (("dice_ce_loss", ""), ("dice_ce_loss_coarse", ", bool align_corners")):
-    define_op(
-        f"{_name}_statistics{_STATISTICS.format(more=_more)}", _fake_statistics, _save_statistics, _statistics_backward
-    )
+    define_op(f"{_name}_statistics{_STATISTICS.format(more=_more)}", _fake_statistics, *_DERIVATIVE)
     define_op(f"{_name}_backward{_BACKWARD.format(more=_more)}", _fake_backward, backward=no_double_backward(OP))
 
 
