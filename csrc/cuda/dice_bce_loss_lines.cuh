@@ -80,7 +80,7 @@ struct Cut {
   void share_out(const DiceBceLossInputs& in, int64_t v) {
     lines = planar ? in.batch * in.channels : in.batch;
     line_elements = planar ? in.pixels : in.pixels * in.channels;
-    rows = (in.pixels + row_pixels - 1) / row_pixels;
+    rows = in.pixels / row_pixels;  // whole ones: vectors are taken only where they divide the line
     const int64_t width = row_elements / v;
     slabs = static_cast<int>((width + kThreads - 1) / kThreads);
     slab = static_cast<int>(slabs > 0 ? (width + slabs - 1) / slabs : 1);
@@ -97,10 +97,11 @@ template <int V, bool kRows>
 struct Share {
   static constexpr int kChannels = kRows ? V : 1;  // of a thread
   const Cut& cut;
-  int64_t image, chunk, begin, end;  // rows
-  int channel;                       // planar: of the line
-  int first_vector;                  // of the slab
-  int slot, element;                 // in the block's rows, in a row
+  int64_t image, chunk;
+  int64_t begin;      // its first row
+  int channel;        // planar: of the line
+  int first_vector;   // of the slab
+  int slot, element;  // in the block's rows, in a row
   int channels;
   bool active;
 
@@ -122,8 +123,6 @@ struct Share {
     element = (first_vector + thread - slot * cut.slab) * V;
     active = slot < cut.depth && element < cut.row_elements;
     begin = chunk * cut.passes * cut.depth;
-    end = begin + static_cast<int64_t>(cut.passes) * cut.depth;
-    if (end > cut.rows) end = cut.rows;
   }
 
   // Channel of the thread's element v, and the row's pixel that it is of.
@@ -155,8 +154,7 @@ struct Rows {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       row[u] = share.begin + static_cast<int64_t>(pass + u) * share.cut.depth + share.slot;
-      inside[u] =
-          share.active && row[u] < share.end && row[u] * share.cut.row_elements + share.element < share.cut.line_elements;
+      inside[u] = share.active && row[u] * share.cut.row_elements + share.element < share.cut.line_elements;
     }
   }
 

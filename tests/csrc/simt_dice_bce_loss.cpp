@@ -22,6 +22,7 @@ struct Case {
         c(of.integer("c", 3)),
         s(of.integer("s", 64)),
         layout{of.planar(), of.integer("pad", 0), of.integer("channel_gap", 0), of.integer("offset", 0)},
+        result_layout{layout.planar, layout.pad, layout.channel_gap, of.integer("result_offset", layout.offset)},
         target_layout{layout.planar, of.integer("target_pad", 0), 0, of.integer("target_offset", 0)},
         squared(of.flag("squared")),
         positive(of.flag("pos_weight")),
@@ -36,7 +37,8 @@ struct Case {
   Dtype dtype;
   Labels labels;
   int64_t n, c, s;
-  Layout layout;         // of logits, gradient and map
+  Layout layout;         // of logits
+  Layout result_layout;  // of gradient and map
   Layout target_layout;  // of target and weights
   bool squared, positive, map, overlap;
   bool bce;             // whether backward has a derivative of the cross-entropy
@@ -106,7 +108,7 @@ class Run {
   void statistics() {
     const int64_t sums = c_.n * 3 * c_.c, count = static_cast<int64_t>(elements_.size());
     const Buffer overlap("overlap", sums * 8, true), bce("bce", 16, true), bad("bad_labels", sizeof(BadData), true);
-    const Image map("bce_map", accumulated_, c_.n, c_.c, 1, c_.s, c_.layout, true), expected_map(map, "expected");
+    const Image map("bce_map", accumulated_, c_.n, c_.c, 1, c_.s, c_.result_layout, true), expected_map(map, "expected");
     DiceBceLossStatistics p{};
     p.in = in_;
     p.overlap = c_.overlap ? overlap.as<double>() : nullptr;
@@ -147,7 +149,7 @@ class Run {
   }
 
   void backward() {
-    const Image grad("grad_logits", c_.dtype, c_.n, c_.c, 1, c_.s, c_.layout, true), expected(grad, "expected");
+    const Image grad("grad_logits", c_.dtype, c_.n, c_.c, 1, c_.s, c_.result_layout, true), expected(grad, "expected");
     const Buffer grad_overlap("grad_overlap", c_.n * 3 * c_.c * 8, false), grad_bce("grad_bce", 16, false);
     for (int64_t i = 0; i < c_.n * 3 * c_.c; ++i) grad_overlap.as<double>()[i] = draw(-1, 1);
     grad_bce.as<double>()[0] = 0.7;
