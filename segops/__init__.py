@@ -1,6 +1,6 @@
 """segops: hand-written kernels for image segmentation, exposed as PyTorch operators."""
 
-from segops import backends, metrics, nn, onnx, ops
+from segops import backends, metrics, models, nn, onnx, ops
 from segops.config import show_config
 from segops.errors import check_errors, take_bad_data_count
 from segops.ops.confusion_matrix import confusion_matrix
@@ -31,6 +31,7 @@ __all__ = [
     "max_pool2d",
     "max_unpool2d",
     "metrics",
+    "models",
     "nn",
     "onnx",
     "ops",

@@ -51,10 +51,10 @@ class ConvNormAct(nn.Module):
     is one operator: the running statistics become the scale and the shift of :func:`segops.dilated_conv2d`.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: of :class:`torch.nn.Conv2d`; there
-            is no bias.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: of :class:`torch.nn.Conv2d`.
         activation: None, "relu", "leaky_relu" (slope 0.01), "silu" or "sigmoid".
         eps, momentum: of :class:`torch.nn.BatchNorm2d`.
+        bias: give the convolution one, which the norm makes superfluous but some published networks have.
         precision: of :func:`segops.dilated_conv2d`.
 
     Shape:
@@ -76,13 +76,14 @@ class ConvNormAct(nn.Module):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         *,
+        bias: bool = False,
         precision: str = "default",
     ) -> None:
         super().__init__()
         if activation not in self.ACTIVATIONS:
             raise ValueError(f"segops.nn.ConvNormAct: activation must be one of {self.ACTIVATIONS}, got {activation!r}")
         size = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        self.conv = DilatedConv2d(*size, bias=False, precision=precision)
+        self.conv = DilatedConv2d(*size, bias=bias, precision=precision)
         self.norm = nn.BatchNorm2d(out_channels, eps, momentum)
         self.activation = activation
 
@@ -104,7 +105,8 @@ class ConvNormAct(nn.Module):
         assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = norm.bias - norm.running_mean * scale
-        return self.conv.convolve(input, self.conv.weight, None, scale=scale, shift=shift, activation=self.activation)
+        epilogue = {"scale": scale, "shift": shift, "activation": self.activation}
+        return self.conv.convolve(input, self.conv.weight, self.conv.bias, **epilogue)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}"

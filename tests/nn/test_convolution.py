@@ -46,7 +46,9 @@ def trio(layer: segops.nn.ConvNormAct) -> nn.Sequential:
     }
     norm = nn.BatchNorm2d(conv.out_channels, layer.norm.eps, layer.norm.momentum)
     plain = nn.Sequential(
-        nn.Conv2d(conv.in_channels, conv.out_channels, *options, bias=False), norm, activations[layer.activation]()
+        nn.Conv2d(conv.in_channels, conv.out_channels, *options, bias=conv.bias is not None),
+        norm,
+        activations[layer.activation](),
     )
     plain[0].load_state_dict(layer.conv.state_dict())
     plain[1].load_state_dict(layer.norm.state_dict())
@@ -57,7 +59,8 @@ def trio(layer: segops.nn.ConvNormAct) -> nn.Sequential:
 def test_it_trains_like_the_trio(activation: str | None) -> None:
     """20 steps of float64, and of float32 through Winograd's algorithm, which starts at 32 channels or so."""
     for dtype, channels, tolerance in ((torch.float64, 5, 1e-9), (torch.float32, 48, 2e-3)):
-        layer = segops.nn.ConvNormAct(channels, channels, 3, padding=2, dilation=2, activation=activation).to(dtype)
+        options: dict[str, Any] = {"padding": 2, "dilation": 2, "activation": activation, "bias": activation == "silu"}
+        layer = segops.nn.ConvNormAct(channels, channels, 3, **options).to(dtype)
         plain = trio(layer)
         plain.to(dtype)
         optimizers = [torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (layer, plain)]
