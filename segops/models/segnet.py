@@ -124,8 +124,7 @@ def _convert_basic(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _options_of(first: str, state: dict[str, Tensor]) -> dict[str, Any]:
-    width, in_channels = state[first].shape[:2]
-    return {"num_classes": state["classifier.weight"].shape[0], "in_channels": in_channels, "width": width}
+    return {"num_classes": state["classifier.weight"].shape[0], **vgg.options_of(state[first])}
 
 
 MODELS = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,6 +21,9 @@ STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
 
 WIDTH = 64
 """Channels of the first stage."""
+
+CLASSIFIER_MULTIPLE = 64
+"""Channels of fc6 and fc7, the classifier, in units of the first stage's: 4096 in VGG-16."""
 
 Conv = Callable[..., nn.Module]  # conv(in_channels, out_channels, dilation=...)
 
@@ -66,6 +70,16 @@ def decoder(conv: Conv, width: int = WIDTH) -> list[nn.Sequential]:
 def positions() -> Iterator[tuple[int, int]]:
     """Stage s and place i in it, both counted from 1, of each convolution."""
     return ((stage, i + 1) for stage, (_, depth) in enumerate(STAGES, 1) for i in range(depth))
+
+
+def conv_rules(ours: str) -> list[tuple[str, str]]:
+    """Rules of :func:`segops.models.official.renamed` that make conv{s}_{i} that of the encoder named `ours`."""
+    return [(rf"conv{s}_{i}\.(weight|bias)", rf"{ours}.{s - 1}.{i - 1}.\1") for s, i in positions()]
+
+
+def options_of(first: Tensor) -> dict[str, Any]:
+    """The options of an encoder, from the weight of its first convolution."""
+    return {"in_channels": first.shape[1], "width": first.shape[0]}
 
 
 def initialise(module: nn.Module) -> None:
