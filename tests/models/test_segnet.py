@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from segops import models
 from tests.models import checks
 from tests.models.plain import segnet as plain
+from tests.models.plain.caffe import ScaleShift
 
 WIDTH = 8
 IMAGE = 127.5  # of images from 0 to 1 to what the normalisation of SegNet-Basic changes
@@ -73,7 +74,7 @@ def _as_blobs(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("change", [dict, _as_scale_and_shift, _as_blobs])
 def test_norms_of_scale_and_shift_alone(name: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
     kind: Callable[..., nn.Module] = plain.SegNet if name == "segnet" else plain.SegNetBasic
-    official = kind(4, norm=plain.ScaleShift, width=WIDTH).double().eval()
+    official = kind(4, norm=ScaleShift, width=WIDTH).double().eval()
     checks.shake(official)
     state = models.convert_official_state_dict(name, change(official.state_dict()))
     model = models.create_model(name, 4, width=WIDTH).double().eval()

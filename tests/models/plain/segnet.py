@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,18 +11,6 @@ CAFFE = "conv{s}_{i}", "conv{s}_{i}_bn", "conv{s}_{i}_D", "conv{s}_{i}_D_bn"
 DELTA_ONERA = "conv{s}{i}", "bn{s}{i}", "conv{s}{i}d", "bn{s}{i}d"
 VINCEECWS = "ConvEn{s}{i}", "BNEn{s}{i}", "ConvDe{s}{i}", "BNDe{s}{i}"
 SAY4N = "encoder_conv_{s}{i}", "decoder_convtr_{s}{i}"
-
-
-class ScaleShift(nn.Module):
-    """Caffe's batch norm after training."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 class SegNet(nn.Module):
