@@ -2,18 +2,26 @@
 
 from segops.nn.convolution import ConvNormAct, DilatedConv2d
 from segops.nn.losses import DeepSupervisionLoss, DiceBCELoss, DiceCELoss
+from segops.nn.network_losses import DynamicWeightDecay, HeatmapLoss, OhemCrossEntropy
 from segops.nn.pooling import MaxPool2d, MaxUnpool2d
+from segops.nn.saliency_losses import BASNetLoss, SSIMLoss, U2NetLoss
 from segops.nn.upsampling import BedOfNails2d, Upsample, UpsampleCat, UpsamplingBilinear2d, UpsamplingNearest2d
 
 __all__ = [
+    "BASNetLoss",
     "BedOfNails2d",
     "ConvNormAct",
     "DeepSupervisionLoss",
     "DiceBCELoss",
     "DiceCELoss",
     "DilatedConv2d",
+    "DynamicWeightDecay",
+    "HeatmapLoss",
     "MaxPool2d",
     "MaxUnpool2d",
+    "OhemCrossEntropy",
+    "SSIMLoss",
+    "U2NetLoss",
     "Upsample",
     "UpsampleCat",
     "UpsamplingBilinear2d",
