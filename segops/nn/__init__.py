@@ -1,19 +1,29 @@
 """Layers: parameters and options plus one operator call."""
 
-from segops.nn.convolution import ConvNormAct, DilatedConv2d
+from segops.nn.convolution import ConvNormAct, ConvTranspose2d, DilatedConv2d
 from segops.nn.losses import DeepSupervisionLoss, DiceBCELoss, DiceCELoss
+from segops.nn.network_losses import DynamicWeightDecay, HeatmapLoss, OhemCrossEntropy
 from segops.nn.pooling import MaxPool2d, MaxUnpool2d
-from segops.nn.upsampling import BedOfNails2d, Upsample, UpsampleCat, UpsamplingBilinear2d, UpsamplingNearest2d
+from segops.nn.saliency_losses import BASNetLoss, SSIMLoss, U2NetLoss
+from segops.nn.upsampling import BedOfNails2d, Cat, Upsample, UpsampleCat, UpsamplingBilinear2d, UpsamplingNearest2d
 
 __all__ = [
+    "BASNetLoss",
     "BedOfNails2d",
+    "Cat",
     "ConvNormAct",
+    "ConvTranspose2d",
     "DeepSupervisionLoss",
     "DiceBCELoss",
     "DiceCELoss",
     "DilatedConv2d",
+    "DynamicWeightDecay",
+    "HeatmapLoss",
     "MaxPool2d",
     "MaxUnpool2d",
+    "OhemCrossEntropy",
+    "SSIMLoss",
+    "U2NetLoss",
     "Upsample",
     "UpsampleCat",
     "UpsamplingBilinear2d",

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from segops.nn.norm_act import activated, norm_act, trains_lean
 from segops.ops.dilated_conv import dilated_conv2d
 from segops.ops.dilated_conv_arguments import check_precision
-from segops.reference.dilated_conv import LEAKY_SLOPE
+from segops.recompute import is_remembered, kept, remember
 
 Size = int | tuple[int, int]
 
@@ -44,11 +46,69 @@ class DilatedConv2d(nn.Conv2d):
         return output if input.ndim == 4 else output.squeeze(0)
 
 
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """:class:`torch.nn.ConvTranspose2d`, which in training keeps of its input what that is computed from.
+
+    See :mod:`segops.recompute`; the convolution is PyTorch's. Where that saves memory, it is differentiable once.
+
+    Args: those of :class:`torch.nn.ConvTranspose2d`, with the same defaults; its representation and its state.
+
+    Shape:
+        [N, C_in, H, W] or [C_in, H, W] to [N, C_out, H', W'] or [C_out, H', W'].
+    """
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not is_remembered(input):
+            return super().forward(input, output_size)
+        geometry: list[Any] = [
+            list(of_axes) for of_axes in (self.stride, self.padding, self.kernel_size, self.dilation)
+        ]
+        stride, padding, kernel_size, dilation = geometry
+        extra = self._output_padding(input, output_size, stride, padding, kernel_size, 2, dilation)
+        options = (stride, padding, dilation, True, extra, self.groups)
+        tensors = [t for t in (input, self.weight, self.bias) if t is not None]
+        kind = input.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            tensors = [t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+        def convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            return torch.ops.aten.convolution(input, weight, bias, *options)
+
+        output: Tensor = _Convolution.apply(options, *tensors)
+        return remember(output, convolution, *tensors)
+
+
+class _Convolution(torch.autograd.Function):
+    """PyTorch's convolution of given options, with an input that is not kept if it is remembered."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, options: tuple[Any, ...], input: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        ctx.rebuild_input, parts = kept(input)
+        ctx.options, ctx.bias_sizes = options, None if bias is None else list(bias.shape)
+        ctx.save_for_backward(weight, *parts)
+        return torch.ops.aten.convolution(input, weight, bias, *options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        weight, *parts = ctx.saved_tensors
+        needs = [*ctx.needs_input_grad[1:], False][:3]  # no bias, no number for it
+        grads = torch.ops.aten.convolution_backward(
+            grad, ctx.rebuild_input(*parts), weight, ctx.bias_sizes, *ctx.options, needs
+        )
+        return None, *grads[: len(ctx.needs_input_grad) - 1]
+
+
 class ConvNormAct(nn.Module):
     """A convolution, :class:`torch.nn.BatchNorm2d` and an activation: ``act(norm(conv(input)))``.
 
-    In training it is these three, the activation in place, so that no more is kept than backward needs. In eval mode it
-    is one operator: the running statistics become the scale and the shift of :func:`segops.dilated_conv2d`.
+    In training it is these three, but of each layer backward keeps one image, what the convolution gave: batch norm and
+    activation are computed once more where they are needed, by this layer and by the convolution that reads it
+    (:mod:`segops.recompute`). In eval mode it is one operator: the running statistics become the scale and the shift of
+    :func:`segops.dilated_conv2d`. Differentiable once.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups: of :class:`torch.nn.Conv2d`.
@@ -90,14 +150,10 @@ class ConvNormAct(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if not self.norm.training:
             return self._folded(input)
-        x = self.norm(self.conv(input))
-        if self.activation == "relu":
-            return F.relu(x, inplace=True)
-        if self.activation == "leaky_relu":
-            return F.leaky_relu(x, LEAKY_SLOPE, inplace=True)
-        if self.activation == "silu":
-            return F.silu(x, inplace=True)
-        return x.sigmoid_() if self.activation == "sigmoid" else x
+        convolved = self.conv(input)
+        if trains_lean(self.norm, convolved):
+            return norm_act(convolved, self.norm, self.activation)
+        return activated(self.norm(convolved), self.activation)
 
     def _folded(self, input: Tensor) -> Tensor:
         norm = self.norm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from segops.ops.upsample_arguments import DTYPES
 from segops.ops.upsample_bilinear import upsample_bilinear2d, upsample_cat
 from segops.ops.upsample_nearest import bed_of_nails2d, upsample_nearest2d
+from segops.recompute import remember
 
 
 class Upsample(nn.Upsample):
@@ -88,6 +90,17 @@ class UpsampleCat(nn.Module):
 
     def extra_repr(self) -> str:
         return f"align_corners={self.align_corners}, order={self.order!r}"
+
+
+class Cat(nn.Module):
+    """:func:`torch.cat` along the channels; a convolution that reads it keeps the parts for backward, not the result.
+
+    Shape:
+        a list of [N, C_i, *spatial] to [N, sum of C_i, *spatial].
+    """
+
+    def forward(self, parts: Sequence[Tensor]) -> Tensor:
+        return remember(torch.cat(list(parts), 1), lambda *again: torch.cat(again, 1), *parts)
 
 
 class BedOfNails2d(nn.Module):

@@ -18,6 +18,7 @@ from segops import backends
 from segops._library import define_op, no_double_backward
 from segops.ops import dilated_conv_arguments as arguments
 from segops.ops.upsample_arguments import check_no_tangent
+from segops.recompute import kept
 from segops.reference import dilated_conv as reference
 from segops.reference.dilated_conv import ACTIVATIONS, LEAKY_SLOPE
 
@@ -48,21 +49,26 @@ def _fake_grad_weight(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.window, ctx.groups, ctx.activation, ctx.fast = inputs
-    ctx.save_for_backward(*tensors, output)
+    input, *tensors, ctx.window, ctx.groups, ctx.activation, ctx.fast = inputs
+    ctx.rebuild_input, parts = kept(input)
+    ctx.input_size = input.shape[2:]
+    of_output = None if ctx.activation == 0 else output
+    ctx.save_for_backward(*tensors, of_output, *parts)
 
 
 def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    input, weight, bias, scale, shift, residual, slope, output = ctx.saved_tensors
+    weight, bias, scale, shift, residual, slope, output, *parts = ctx.saved_tensors
     names = ("input", "weight", "bias", "scale", "shift", "residual", "slope")
     needs = dict(zip(names, ctx.needs_input_grad[1:8], strict=True))
     options = (ctx.window, ctx.groups, ctx.fast)
     activation = ACTIVATIONS[ctx.activation]
-    wide = arguments.accumulation_dtype(input.dtype)
+    wide = arguments.accumulation_dtype(weight.dtype)
+    needs_convolved = needs["scale"] or activation not in _FROM_OUTPUT
+    input = ctx.rebuild_input(*parts) if needs["weight"] or needs_convolved else None
 
     convolved: Any = None  # scale's factor
     before: Any = None  # what the activation was applied to
-    if needs["scale"] or activation not in _FROM_OUTPUT:
+    if needs_convolved:
         plain = (None, None, None, None, None, ctx.window, ctx.groups, 0, ctx.fast)
         convolved = ops.dilated_conv2d(input, weight, *plain).to(wide)
         convolved = convolved if bias is None else convolved + bias[:, None, None]
@@ -80,14 +86,15 @@ def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if needs["bias"]:
         grad_bias = sums if scale is None else sums * scale
     grad_scale = (grad * convolved).sum((0, 2, 3)) if needs["scale"] else None
-    grad_residual = grad.to(input.dtype) if needs["residual"] else None
+    grad_residual = grad.to(weight.dtype) if needs["residual"] else None
     grad_input = grad_weight = None
     if needs["input"] or needs["weight"]:
-        grad = (grad if scale is None else grad * scale[:, None, None]).to(input.dtype)
-        if needs["input"]:
-            grad_input = ops.dilated_conv2d_grad_input(grad, weight, *input.shape[2:], *options)
+        grad = (grad if scale is None else grad * scale[:, None, None]).to(weight.dtype)
         if needs["weight"]:
             grad_weight = ops.dilated_conv2d_grad_weight(input, grad, *weight.shape[2:], *options)
+        del input  # before as much is allocated again
+        if needs["input"]:
+            grad_input = ops.dilated_conv2d_grad_input(grad, weight, *ctx.input_size, *options)
     grad_shift = sums if needs["shift"] else None
     return grad_input, grad_weight, grad_bias, grad_scale, grad_shift, grad_residual, grad_slope, None, None, None, None
 

@@ -17,6 +17,7 @@ from segops import backends, errors
 from segops._library import define_op
 from segops.ops import max_unpool_arguments as arguments
 from segops.ops.upsample_arguments import check_no_tangent
+from segops.recompute import remember
 from segops.reference import max_unpool as reference
 
 _UNPOOL = "max_unpool2d"
@@ -264,7 +265,14 @@ def max_unpool2d(
         else:
             output, bad = ops.max_unpool2d_flat(*batched, height, width, False, how)
         errors.raise_bad_indices(_UNPOOL, bad, batched[1], (height, width), kernel)
-    return output if input.ndim == 4 else output.squeeze(0)
+    if input.ndim == 3:
+        return output.squeeze(0)
+
+    def again(values: Tensor, positions: Tensor) -> Tensor:
+        size = (height, width)
+        return max_unpool2d(values, positions, kernel_size, stride, padding, dilation, size, backend=backend)
+
+    return remember(output, again, input, indices)
 
 
 def local_to_flat_indices(

@@ -16,6 +16,7 @@ from torch._prims_common import suggest_memory_format
 from segops import backends
 from segops._library import define_op
 from segops.ops.upsample_arguments import check_image, check_no_tangent, output_geometry
+from segops.recompute import remember
 from segops.reference import upsample_bilinear as reference
 
 _ORDERS = ("skip_first", "up_first")
@@ -179,7 +180,11 @@ def upsample_cat(
     check_no_tangent(op, skip)
     ops = getattr(torch.ops, backends.namespace(chosen))
     output: Tensor = ops.upsample_cat(input, skip, align_corners, order == "skip_first")
-    return output
+
+    def again(input: Tensor, skip: Tensor) -> Tensor:
+        return upsample_cat(input, skip, align_corners, order, backend=backend)
+
+    return remember(output, again, input, skip)
 
 
 def _check_bool(op: str, name: str, value: Any) -> None:
