@@ -1,0 +1,127 @@
+"""The splits of a run: a dataset by name, and what is done to its images before they come to the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from segops.data import DigitScenes
+from segops.engine import interrupt
+from segops.engine.config import TrainConfig
+from segops.engine.output import RunError
+
+
+class _Digits(DigitScenes):
+    num_classes: ClassVar[int] = len(DigitScenes.classes)
+    ignore_index: ClassVar[int | None] = None
+
+
+def open_split(name: str, root: Path | None, split: str) -> Any:
+    """The split of a dataset: items (image float [3, H, W] in 0 .. 1, mask int64 [H, W]), classes, palette, ...
+
+    Raises:
+        RunError: there is no such dataset or split.
+    """
+    if name != "digits":
+        raise RunError(f"there is no dataset {name!r}; there is 'digits'", exit_code=2)
+    try:
+        return _Digits(split, 1200 if split == "train" else 200)
+    except ValueError as error:
+        raise RunError(str(error), exit_code=2) from error
+
+
+class ForTraining:
+    """Mirrored, scaled, cropped: what happens to an image and its mask in training (torchvision.transforms.v2).
+
+    Where an image is smaller than the crop, it is padded with black, which is labelled `ignore_index` (0 without one).
+    """
+
+    def __init__(self, config: TrainConfig, ignore_index: int | None) -> None:
+        from torchvision import tv_tensors
+        from torchvision.transforms import v2
+
+        if config.scale is not None and config.crop is None:
+            raise RunError("scale needs crop: scaled images differ in size", exit_code=2)
+        steps: list[Any] = []
+        if config.resize is not None:
+            steps.append(v2.Resize(config.resize))
+        if config.crop is not None:
+            if config.scale is not None:
+                steps.append(v2.ScaleJitter(config.crop, config.scale))
+            fill: Any = {tv_tensors.Image: 0, tv_tensors.Mask: ignore_index or 0}
+            steps.append(v2.RandomCrop(config.crop, pad_if_needed=True, fill=fill))
+        if config.flip:
+            steps.append(v2.RandomHorizontalFlip())
+        self.steps = v2.Compose([*steps, v2.ToPureTensor()])
+
+    def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        from torchvision import tv_tensors
+
+        return self.steps(tv_tensors.Image(image), tv_tensors.Mask(mask))
+
+
+class Share(Dataset[tuple[Tensor, Tensor]]):
+    """Every `count`-th item of a dataset from `rank` on: each item belongs to one rank, and to one only."""
+
+    def __init__(self, dataset: Any, rank: int, count: int) -> None:
+        self.dataset, self.indices = dataset, range(rank, len(dataset), count)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.dataset[self.indices[index]]
+
+
+def batches_of_one_size(dataset: Any, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images [n, 3, H, W] and masks [n, H, W] in the dataset's order; those of different sizes are not put together."""
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=interrupt.ignore if workers else None,
+        generator=torch.Generator(),  # else the loader draws a number from torch's, and training goes on with others
+    )
+    for items in loader:
+        group: list[tuple[Tensor, Tensor]] = []
+        for item in items:
+            if group and group[0][0].shape != item[0].shape:
+                yield _stacked(group)
+                group = []
+            group.append(item)
+        yield _stacked(group)
+
+
+def _stacked(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, masks = zip(*items, strict=True)
+    return torch.stack(images), torch.stack(masks)
+
+
+def median_frequency(
+    dataset: Any,
+    ignore_index: int | None,
+) -> Tensor:
+    """Weights [C]: the median of the classes' frequencies over that of each (Eigen and Fergus 2015).
+
+    The frequency of a class is its pixels over all pixels of the images that have it; a class that never occurs weighs
+    nothing.
+    """
+    own = torch.zeros(dataset.num_classes, dtype=torch.float64)
+    around = torch.zeros_like(own)
+    for i in range(len(dataset)):
+        mask = dataset[i][1]
+        labels = mask[mask != ignore_index] if ignore_index is not None else mask
+        pixels = torch.bincount(labels.flatten(), minlength=len(own)).double()
+        own += pixels
+        around += (pixels > 0) * pixels.sum()
+    there = own > 0
+    frequency = own[there] / around[there]
+    weights = torch.zeros_like(own)
+    weights[there] = frequency.quantile(0.5) / frequency
+    return weights.float()

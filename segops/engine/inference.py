@@ -1,0 +1,160 @@
+"""A trained network at work: measured on a split, or labelling image files. All that is needed is its checkpoint."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from segops.engine import checkpoint, datasets
+from segops.engine.checkpoint import Checkpoint, Classes
+from segops.engine.config import TrainConfig
+from segops.engine.evaluate import Preparation, final_logits, labels_of, measure
+from segops.engine.output import RunError
+from segops.engine.ranks import chosen_device, started
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+
+
+def evaluate(
+    path: Path,
+    data: str | None = None,
+    root: Path | None = None,
+    split: str | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: str = "auto",
+) -> tuple[dict[str, Any], Classes, bool]:
+    """Measure the network of a checkpoint; None stands for what it was trained with.
+
+    Returns:
+        The scores of :func:`segops.engine.evaluate.measure`, the classes, and whether this is the first process, whose
+        part it is to show them.
+
+    Raises:
+        RunError: no such checkpoint or data, or data of other classes.
+    """
+    found = checkpoint.load(path)
+    config = TrainConfig.of(found.config)
+    name = data or config.data
+    dataset = datasets.open_split(name, root or config.root, split or config.val_split)
+    if dataset.num_classes != len(found.classes.names):
+        raise RunError(f"{path} tells {len(found.classes.names)} classes apart, {name} has {dataset.num_classes}")
+    model = found.network(path)
+    with started(device) as ranks:
+        batches = datasets.batches_of_one_size(datasets.Share(dataset, ranks.rank, ranks.count), batch_size, workers)
+        scores, _ = measure(
+            model.to(ranks.device), batches, _preparation(config), ranks, _channels(found), dataset.ignore_index
+        )
+        return scores, found.classes, ranks.first
+
+
+def predict(
+    path: Path, patterns: Sequence[str], out: Path, overlay: bool, device: str, warn: Callable[[str], None]
+) -> tuple[int, list[str]]:
+    """Label image files with the network of a checkpoint.
+
+    ``out/NAME.png`` has a palette: its values are the class indices, its colours the dataset's. Images of a folder keep
+    their subfolders.
+
+    Args:
+        path: of the checkpoint.
+        patterns: files, folders, or glob patterns.
+        out: folder to write to.
+        overlay: also write ``NAME_overlay.png``, half image, half colours.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        warn: gets a line for each image that cannot be labelled.
+
+    Returns:
+        How many images were labelled, and the files that could not be.
+
+    Raises:
+        RunError: no such checkpoint, nothing to label, or a folder that cannot be written to.
+    """
+    found = checkpoint.load(path)
+    files = image_files(patterns)
+    place = chosen_device(device)
+    model = found.network(path).to(place)
+    prepare = _preparation(TrainConfig.of(found.config))
+    failed: list[str] = []
+    for target, source in files.items():
+        try:
+            with Image.open(source) as opened:
+                image = opened.convert("RGB")
+        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+            warn(f"{source}: {str(error).splitlines()[0] if str(error) else 'cannot be read'}")
+            failed.append(str(source))
+            continue
+        pixels = torch.from_numpy(np.array(image)).movedim(-1, 0)[None].float() / 255
+        try:
+            with torch.no_grad():
+                logits, align_corners = final_logits(model, prepare(pixels, place))
+                labels = labels_of(logits, (image.height, image.width), align_corners)[0].cpu()
+        except ValueError as error:  # a size that the network does not take
+            warn(f"{source}: {error}")
+            failed.append(str(source))
+            continue
+        _write(out / target, image, labels, found.classes, overlay)
+    return len(files) - len(failed), failed
+
+
+def image_files(patterns: Sequence[str]) -> dict[Path, Path]:
+    """Image files by the name, without suffix, that their results are to have.
+
+    Raises:
+        RunError: a pattern that matches nothing, or two images whose results would have one name.
+    """
+    files: dict[Path, Path] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            sources = {
+                file.relative_to(path).with_suffix(""): file
+                for file in sorted(path.rglob("*"))
+                if file.suffix.lower() in _SUFFIXES
+            }
+        else:
+            matches = [path] if path.exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+            sources = {Path(file.stem): file for file in matches if file.is_file()}
+            if len(sources) < len(matches):
+                raise RunError(f"{pattern!r} has images of the same name in different folders: give the folder itself")
+        if not sources:
+            raise RunError(f"there is no image {pattern!r}")
+        for name, source in sources.items():
+            if files.setdefault(name, source) != source:
+                raise RunError(f"the results of {files[name]} and {source} would have one name")
+    return files
+
+
+def _preparation(config: TrainConfig) -> Preparation:
+    return Preparation(config.mean, config.std, config.resize, config.channels_last)
+
+
+def _channels(found: Checkpoint) -> int:
+    assert found.model is not None
+    return found.model.num_classes
+
+
+def _write(target: Path, image: Image.Image, labels: Tensor, classes: Classes, overlay: bool) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(labels.to(torch.uint8).numpy(), mode="L")
+        picture.putpalette([value for colour in classes.palette for value in colour])
+        _save(picture, target.with_name(f"{target.name}.png"))
+        if overlay:
+            _save(Image.blend(image, picture.convert("RGB"), 0.5), target.with_name(f"{target.name}_overlay.png"))
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    picture.save(partial, format="PNG")
+    os.replace(partial, path)

@@ -1,0 +1,214 @@
+"""The training loop: it learns, continues exactly, stops when asked to, and writes down what it did."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from segops.engine import checkpoint, trainer
+from segops.engine.output import RunError
+from tests.engine import toy
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_time(path: Path) -> list[dict[str, str]]:
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines(path)]
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Equal to the bit, whatever is nested."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    scores = toy.trainer(toy.config(tmp_path, steps=40, pictures=2, val_every=20)).run()
+    assert scores["miou"] > 0.9
+    losses = [float(line["loss"]) for line in lines(tmp_path / "train.csv")]
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    measured = lines(tmp_path / "val.csv")
+    assert [line["step"] for line in measured] == ["20", "40"]
+    assert float(measured[-1]["miou"]) == scores["miou"]
+    assert {"iou_dark", "iou_red", "iou_green"} < measured[0].keys()
+    assert sorted(os.listdir(tmp_path / "pictures")) == ["0000020.png", "0000040.png"]
+    best = max(float(line["miou"]) for line in measured)
+    assert checkpoint.load(tmp_path / "best.pt").training["best"] == best
+
+
+OPTIONS = {
+    "plain": {},
+    "all": {
+        "ema": 0.9,
+        "optimizer": "sgd",
+        "precision": "bf16",
+        "clip": 0.5,
+        "warmup": 2,
+        "workers": 1,
+        "crop": (8, 8),
+    },
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_continuation_is_the_same_run(name: str, tmp_path: Path) -> None:
+    """Stopped at every kind of step: in the middle of an epoch, at its end, in the second one."""
+    whole = toy.trainer(toy.config(tmp_path / "whole", **OPTIONS[name]))
+    whole.run()
+    expected = checkpoint.load(tmp_path / "whole" / "last.pt")
+    for stop in (1, 5) if name == "all" else (1, 3, 5):
+        out = tmp_path / str(stop)
+        stopped = toy.trainer(toy.config(out, **OPTIONS[name]))
+        ask_after(stopped, stop)
+        with pytest.raises(RunError):
+            stopped.run()
+        torch.manual_seed(99)  # what is random in a new process is something else
+        torch.rand(stop)
+        again = toy.trainer(toy.config(out, **OPTIONS[name]))
+        again.resume(out / "last.pt")
+        assert again.step == stop
+        again.run()
+        found = checkpoint.load(out / "last.pt")
+        assert_same(found.weights, expected.weights)
+        assert_same(found.training, expected.training)
+        assert without_time(out / "train.csv") == without_time(tmp_path / "whole" / "train.csv")
+        assert without_time(out / "val.csv") == without_time(tmp_path / "whole" / "val.csv")
+
+
+def ask_after(a_trainer: trainer.Trainer, step: int, number: int = signal.SIGINT) -> None:
+    """Send this process a signal in the middle of a step."""
+    train_step = a_trainer._train_step
+
+    def step_with_signal(*arguments: Any) -> torch.Tensor:
+        if a_trainer.step == step - 1:
+            os.kill(os.getpid(), number)
+        return train_step(*arguments)
+
+    a_trainer._train_step = step_with_signal  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_after_the_step(number: int, exit_code: int, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    stopped = toy.trainer(toy.config(tmp_path))
+    ask_after(stopped, 2, number)
+    with pytest.raises(
+        RunError, match=r"interrupted after step 2 of 7; continue with: segops train --resume"
+    ) as caught:
+        stopped.run()
+    assert caught.value.exit_code == exit_code
+    assert checkpoint.load(tmp_path / "last.pt").training["step"] == 2
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_resume_that_does_not_fit(tmp_path: Path) -> None:
+    toy.trainer(toy.config(tmp_path, steps=1)).run()
+    last = tmp_path / "last.pt"
+    with pytest.raises(RunError, match=r"10 images in batches of 4 with seed 0, this run is on 10 .* batches of 5"):
+        toy.trainer(toy.config(tmp_path, batch_size=5)).resume(last)
+    with pytest.raises(RunError, match="was trained without ema"):
+        toy.trainer(toy.config(tmp_path, ema=0.9)).resume(last)
+    with pytest.raises(RunError, match=r"last.pt do not fit the network: .*heads.0.weight"):
+        toy.trainer(toy.config(tmp_path), toy.Toy(classes=4)).resume(last)
+    with pytest.raises(RunError, match="was trained with another optimizer"):
+        toy.trainer(toy.config(tmp_path, optimizer="sgd", momentum=0.5), OneGroup()).resume(last)
+
+
+class OneGroup(toy.Toy):
+    """The same state, of which biases and scales are not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for p in self.parameters():
+            p.requires_grad_(p.ndim > 1)
+
+
+def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
+    model = toy.Toy()
+    with torch.no_grad():
+        model.heads[0].bias.fill_(math.nan)
+    with pytest.raises(RunError, match="the loss is nan at step 1"):
+        toy.trainer(toy.config(tmp_path), model).run()
+
+
+def test_settings_that_do_not_fit(tmp_path: Path) -> None:
+    for values, message in (
+        ({"precision": "fp16"}, "precision fp16 needs a CUDA device"),
+        ({"loss": "dice_bce"}, "loss 'dice_bce' is for one class, the network has 3"),
+    ):
+        with pytest.raises(RunError, match=message) as caught:
+            toy.trainer(toy.config(tmp_path, **values))
+        assert caught.value.exit_code == 2
+    with pytest.raises(RunError, match="side_weights must be 2 numbers for this network, got 3"):
+        toy.trainer(toy.config(tmp_path, side_weights=(1.0, 1.0, 1.0))).run()
+    with pytest.raises(RunError, match="scale needs crop"):
+        toy.trainer(toy.config(tmp_path, scale=(0.5, 1.0))).run()
+
+
+def test_a_side_output_of_weight_zero_is_left_out(tmp_path: Path) -> None:
+    model = toy.Toy(dropout=0)
+    before = model.heads[1].weight.detach().clone()
+    toy.trainer(toy.config(tmp_path, steps=2, side_weights=(1.0, 0.0), weight_decay=0.0), model).run()
+    assert torch.equal(model.heads[1].weight, before)
+    toy.trainer(toy.config(tmp_path, steps=2, weight_decay=0.0), model).run()
+    assert not torch.equal(model.heads[1].weight, before)
+
+
+def test_frozen_norm(tmp_path: Path) -> None:
+    model = toy.Toy()
+    toy.trainer(toy.config(tmp_path, steps=2, freeze_norm=True), model).run()
+    assert model.norm.running_mean.abs().max() == 0
+    toy.trainer(toy.config(tmp_path, steps=2), model).run()
+    assert model.norm.running_mean.abs().max() > 0
+
+
+def test_any_network_may_be_trained(tmp_path: Path) -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"out": self.convolution(x), "aux": self.convolution(x[..., ::2, ::2])}
+
+    scores = toy.trainer(toy.config(tmp_path, steps=60, lr=0.1), Mapped()).run()
+    assert scores["miou"] > 0.8
+
+
+def test_one_class_is_a_sigmoid_with_measures_of_saliency(tmp_path: Path) -> None:
+    class Binary(toy.Squares):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            image, mask = super().__getitem__(index)
+            return image, torch.where(mask == 255, mask, (mask == 1).long())
+
+    settings = toy.config(tmp_path, steps=40)
+    classes = checkpoint.Classes("binary", ["other", "red"], [[0, 0, 0], [255, 0, 0]], 255)
+    torch.manual_seed(0)
+    run = trainer.Trainer(settings, toy.Toy(classes=1), 1, Binary(10), Binary(5), classes)
+    scores = run.run()
+    assert scores["miou"] > 0.9
+    assert scores["mae"] < 0.2
+    assert scores["max_f"] > 0.9
