@@ -51,7 +51,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Units(config, log) if config.getoption("dist") == "loadscope" else None
 
 
-_TRITON_SHARE = 5  # one case in so many
+_TRITON_SHARE = 10  # one case in so many
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
