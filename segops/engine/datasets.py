@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segops.data import DigitScenes
+from segops.data import DigitScenes, open_dataset
 from segops.engine import interrupt
 from segops.engine.config import TrainConfig
 from segops.engine.output import RunError
@@ -25,13 +25,13 @@ def open_split(name: str, root: Path | None, split: str) -> Any:
     """The split of a dataset: items (image float [3, H, W] in 0 .. 1, mask int64 [H, W]), classes, palette, ...
 
     Raises:
-        RunError: there is no such dataset or split.
+        RunError: there is no such dataset or split, or its files cannot be used.
     """
-    if name != "digits":
-        raise RunError(f"there is no dataset {name!r}; there is 'digits'", exit_code=2)
     try:
-        return _Digits(split, 1200 if split == "train" else 200)
-    except ValueError as error:
+        if name == "digits":
+            return _Digits(split, 1200 if split == "train" else 200)
+        return open_dataset(name, root, split)
+    except (ValueError, FileNotFoundError) as error:
         raise RunError(str(error), exit_code=2) from error
 
 

@@ -45,8 +45,8 @@ def evaluate(
     config = TrainConfig.of(found.config)
     name = data or config.data
     dataset = datasets.open_split(name, root or config.root, split or config.val_split)
-    if dataset.num_classes != len(found.classes.names):
-        raise RunError(f"{path} tells {len(found.classes.names)} classes apart, {name} has {dataset.num_classes}")
+    if len(dataset.classes) != len(found.classes.names):
+        raise RunError(f"{path} tells {len(found.classes.names)} classes apart, {name} has {len(dataset.classes)}")
     model = found.network(path)
     with started(device) as ranks:
         batches = datasets.batches_of_one_size(datasets.Share(dataset, ranks.rank, ranks.count), batch_size, workers)
