@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segops.models import official
 from segops.models.model import SegmentationModel
 from segops.models.registry import Entry
-from segops.nn import ConvNormAct, DilatedConv2d, MaxPool2d, Upsample, UpsampleCat
+from segops.nn import Cat, ConvNormAct, ConvTranspose2d, DilatedConv2d, MaxPool2d, Upsample, UpsampleCat
 
 LEVELS = 4  # poolings
 
@@ -72,6 +72,7 @@ class _Up(nn.Module):
             Upsample(scale_factor=2, mode="bilinear", align_corners=True) if bilinear else _transposed(in_channels)
         )
         self.up_cat = UpsampleCat(align_corners=True) if bilinear else None
+        self.cat = Cat()
         self.conv = _double_conv(in_channels, out_channels, half if bilinear else out_channels)
 
     def forward(self, input: Tensor, skip: Tensor) -> Tensor:
@@ -80,8 +81,10 @@ class _Up(nn.Module):
             output: Tensor = self.conv(self.up_cat(input, skip))
             return output
         # Pooling drops the last row and column of an odd size, so there is one to fill.
-        up = F.pad(self.up(input), (0, extra_w, 0, extra_h))
-        output = self.conv(torch.cat((skip, up), 1))
+        up = self.up(input)
+        if extra_h or extra_w:
+            up = F.pad(up, (0, extra_w, 0, extra_h))
+        output = self.conv(self.cat((skip, up)))
         return output
 
 
@@ -93,8 +96,8 @@ def _double_conv(in_channels: int, out_channels: int, between: int | None = None
     )
 
 
-def _transposed(in_channels: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(in_channels, in_channels // 2, 2, stride=2)
+def _transposed(in_channels: int) -> ConvTranspose2d:
+    return ConvTranspose2d(in_channels, in_channels // 2, 2, stride=2)
 
 
 class UNetValid(SegmentationModel):
