@@ -118,7 +118,8 @@ class ConvNormAct(nn.Module):
         precision: of :func:`segops.dilated_conv2d`.
 
     Shape:
-        [N, C_in, H, W] to [N, C_out, H', W'].
+        [N, C_in, H, W] to [N, C_out, H', W']. ``forward(input, residual)`` adds `residual` of that shape before the
+        activation, as the last step of a residual block does; in eval mode still in the one operator.
     """
 
     ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "sigmoid")
@@ -147,21 +148,23 @@ class ConvNormAct(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels, eps, momentum)
         self.activation = activation
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if not self.norm.training:
-            return self._folded(input)
+            return self._folded(input, residual)
         convolved = self.conv(input)
+        if residual is not None:
+            return activated(self.norm(convolved) + residual, self.activation)
         if trains_lean(self.norm, convolved):
             return norm_act(convolved, self.norm, self.activation)
         return activated(self.norm(convolved), self.activation)
 
-    def _folded(self, input: Tensor) -> Tensor:
+    def _folded(self, input: Tensor, residual: Tensor | None) -> Tensor:
         norm = self.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = norm.bias - norm.running_mean * scale
-        epilogue = {"scale": scale, "shift": shift, "activation": self.activation}
+        epilogue = {"scale": scale, "shift": shift, "residual": residual, "activation": self.activation}
         return self.conv.convolve(input, self.conv.weight, self.conv.bias, **epilogue)
 
     def extra_repr(self) -> str:

@@ -83,14 +83,33 @@ def test_it_trains_like_the_trio(activation: str | None) -> None:
         assert torch.allclose(layer(x), plain(x), rtol=tolerance, atol=tolerance)
 
 
-def test_eval_mode_is_one_kernel() -> None:
+@pytest.mark.parametrize("residual", [False, True])
+def test_eval_mode_is_one_kernel(residual: bool) -> None:
     layer = segops.nn.ConvNormAct(4, 8, 3, padding="same").eval()
+    inputs = (torch.randn(1, 4, 8, 8), torch.randn(1, 8, 8, 8))
     with torch.no_grad():
-        program = torch.export.export(layer, (torch.randn(1, 4, 8, 8),))
+        program = torch.export.export(layer, inputs if residual else inputs[:1])
     nodes = [
         node for node in program.graph.nodes if node.op == "call_function" and getattr(node.meta["val"], "ndim", 0) == 4
     ]
     assert [str(node.target) for node in nodes] == ["segops.dilated_conv2d.default"]
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_residual_is_added_before_the_activation(activation: str | None) -> None:
+    layer = segops.nn.ConvNormAct(4, 6, 3, stride=2, padding=1, activation=activation).double()
+    plain = trio(layer).double()
+    x = torch.randn(2, 4, 9, 11, dtype=torch.float64)
+    residuals = [torch.randn(2, 6, 5, 6, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    residuals[1].data.copy_(residuals[0].data)
+    for training in (True, False):
+        ours = layer.train(training)(x, residuals[0])
+        theirs = plain.train(training)[2](plain[1](plain[0](x)) + residuals[1])
+        torch.testing.assert_close(ours, theirs)
+        gradients = [
+            torch.autograd.grad(y.square().sum(), r)[0] for y, r in zip((ours, theirs), residuals, strict=True)
+        ]
+        torch.testing.assert_close(*gradients)
 
 
 def test_eval_mode_follows_a_changed_weight() -> None:
