@@ -57,7 +57,7 @@ class DeconvNet(UnpoolingModel):
         block = partial(ConvNormAct, eps=EPS, bias=True)
         conv = partial(block, kernel_size=3, padding=1)
         classifier = DilatedConv2d(width, num_classes, 1)
-        super().__init__(vgg.encoder(in_channels, conv, width), vgg.decoder(conv, width), classifier)
+        super().__init__(vgg.encoder(in_channels, conv, width), vgg.decoder(conv, width), classifier, ceil_mode=False)
         wide, deepest = vgg.CLASSIFIER_MULTIPLE * width, vgg.STAGES[-1][0] * width
         self.bottleneck = nn.Sequential(
             block(deepest, wide, 7), block(wide, wide, 1), ConvTransposeNormReLU(wide, deepest, 7)
