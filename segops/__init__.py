@@ -12,6 +12,7 @@ from segops.ops.max_unpool import flat_to_local_indices, local_to_flat_indices, 
 from segops.ops.upsample_argmax import upsample_argmax
 from segops.ops.upsample_bilinear import upsample_bilinear2d, upsample_cat
 from segops.ops.upsample_nearest import bed_of_nails2d, upsample_nearest2d
+from segops.prediction import predict
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "nn",
     "onnx",
     "ops",
+    "predict",
     "show_config",
     "take_bad_data_count",
     "upsample_argmax",
