@@ -12,6 +12,7 @@ from xdist.scheduler import LoadScopeScheduling
 #: Files whose tests share what takes long to make and lives in one process: these are one unit, by its name.
 TOGETHER = {
     "tests/engine/test_demo.py": "demo",
+    "tests/engine/test_cli.py": "command line",
     "tests/test_benchmarks.py": "benchmarks",
     "tests/ops/test_dice_bce_loss_ranks.py": "binary ranks",
     "tests/ops/test_dice_ce_loss_ranks.py": "ranks",

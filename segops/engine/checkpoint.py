@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import random
@@ -128,6 +129,8 @@ def load(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch seeks before the beginning of a file that was cut off
+            raise RunError(f"{path} is not a checkpoint: it is cut off") from error
         raise RunError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise RunError(f"{path} is not a checkpoint: {str(error).splitlines()[0]}") from error

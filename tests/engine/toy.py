@@ -24,8 +24,8 @@ class Squares:
     num_classes = CLASSES
     ignore_index = 255
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self, length: int, dtype: torch.dtype = torch.float32) -> None:
+        self.length, self.dtype = length, dtype
 
     def __len__(self) -> int:
         return self.length
@@ -37,7 +37,7 @@ class Squares:
         colours = torch.tensor(self.palette).float() / 255
         image = 0.5 * colours[mask].movedim(-1, 0) + 0.2 * torch.rand(3, 12, 16, generator=generator)
         mask[0, 0] = 255
-        return image, mask
+        return image.to(self.dtype), mask
 
 
 class Toy(SegmentationModel):
@@ -70,6 +70,8 @@ def trainer(settings: TrainConfig, model: nn.Module | None = None, length: int =
     """With `length` images to train on, so that 4 of a batch leave 2 for the last one, and 5 to measure on."""
     settings.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    data = Squares(length)
+    model = model or Toy()
+    dtype = next(model.parameters()).dtype
+    data = Squares(length, dtype)
     classes = Classes.of("squares", data)
-    return Trainer(settings, model or Toy(), CLASSES, data, Squares(5), classes, **arguments)
+    return Trainer(settings, model, CLASSES, data, Squares(5, dtype), classes, **arguments)
