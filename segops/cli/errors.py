@@ -65,6 +65,8 @@ def _line(error: BaseException) -> tuple[str, int]:
     """What to tell of an error, and the exit code."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else ""
+    if text.startswith("Caught ") and "DataLoader worker" in first:  # an error of another process ends with its message
+        first = text.splitlines()[-1].partition(": ")[2]
     if isinstance(error, RunError):
         return " ".join(text.split()), error.exit_code
     if isinstance(error, KeyboardInterrupt):

@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 
 from segops import models
+from segops.data import DATASETS
 from segops.engine.config import ConfigError, TrainConfig, abouts, alternatives, read_yaml
 
-_COMPLETIONS = {"model": models.list_models, "data": lambda: ["digits"]}
+_COMPLETIONS = {"model": models.list_models, "data": lambda: list(DATASETS)}
 
 
 def train(config: Path | None, resume: Path | None, **settings: Any) -> None:

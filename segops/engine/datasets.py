@@ -4,34 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segops.data import DigitScenes, open_dataset
+from segops.data import DataError, open_dataset
 from segops.engine import interrupt
 from segops.engine.config import TrainConfig
 from segops.engine.output import RunError
 
 
-class _Digits(DigitScenes):
-    num_classes: ClassVar[int] = len(DigitScenes.classes)
-    ignore_index: ClassVar[int | None] = None
-
-
 def open_split(name: str, root: Path | None, split: str) -> Any:
-    """The split of a dataset: items (image float [3, H, W] in 0 .. 1, mask int64 [H, W]), classes, palette, ...
+    """:func:`segops.data.open_dataset` without a transform: items (image float [3, H, W] in 0 .. 1, mask [H, W]).
 
     Raises:
-        RunError: there is no such dataset or split, or its files cannot be used.
+        RunError: there is no such dataset or split, or its files are not as they should be.
     """
     try:
-        if name == "digits":
-            return _Digits(split, 1200 if split == "train" else 200)
         return open_dataset(name, root, split)
-    except (ValueError, FileNotFoundError) as error:
+    except (FileNotFoundError, DataError) as error:
+        raise RunError(str(error)) from error
+    except ValueError as error:
         raise RunError(str(error), exit_code=2) from error
 
 
@@ -101,27 +96,3 @@ def batches_of_one_size(dataset: Any, batch_size: int, workers: int) -> Iterator
 def _stacked(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     images, masks = zip(*items, strict=True)
     return torch.stack(images), torch.stack(masks)
-
-
-def median_frequency(
-    dataset: Any,
-    ignore_index: int | None,
-) -> Tensor:
-    """Weights [C]: the median of the classes' frequencies over that of each (Eigen and Fergus 2015).
-
-    The frequency of a class is its pixels over all pixels of the images that have it; a class that never occurs weighs
-    nothing.
-    """
-    own = torch.zeros(dataset.num_classes, dtype=torch.float64)
-    around = torch.zeros_like(own)
-    for i in range(len(dataset)):
-        mask = dataset[i][1]
-        labels = mask[mask != ignore_index] if ignore_index is not None else mask
-        pixels = torch.bincount(labels.flatten(), minlength=len(own)).double()
-        own += pixels
-        around += (pixels > 0) * pixels.sum()
-    there = own > 0
-    frequency = own[there] / around[there]
-    weights = torch.zeros_like(own)
-    weights[there] = frequency.quantile(0.5) / frequency
-    return weights.float()

@@ -104,7 +104,7 @@ def measure(
         if saliency is not None:
             saliency.update(probability(logits, size, align_corners), target == 1)
         if not pictures:
-            pictures = list(zip(images[:shown], masks[:shown], labels[:shown].long().cpu(), strict=True))
+            pictures = list(zip(images[:shown], masks[:shown].long(), labels[:shown].long().cpu(), strict=True))
     model.train(training)
     if ranks.count > 1:
         segmentation.sync(ranks.group)

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from segops import models
+from segops.data import class_statistics
 from segops.engine import checkpoint, datasets
 from segops.engine.checkpoint import Classes, ModelSpec
 from segops.engine.config import TrainConfig
@@ -70,7 +71,7 @@ def _trainer(config: TrainConfig, ranks: Ranks, console: Console) -> Trainer:
     weights = None
     if config.class_weights == "median":
         with console.status("counting the pixels of each class"):
-            weights = datasets.median_frequency(train_data, train_data.ignore_index)
+            weights = class_statistics(train_data).median_frequency_weights()
     # From here on each rank draws numbers of its own, for dropout.
     torch.manual_seed(config.seed + 1 + ranks.rank)
     return Trainer(
@@ -83,7 +84,7 @@ def _channels(config: TrainConfig, classes: int) -> int:
     """K of the logits: the setting, or the classes of the data, two of which are one for a network of saliency."""
     default = models.registry.entry(config.model).num_classes
     channels = config.num_classes or (1 if classes == 2 and default == 1 else classes)
-    if channels != classes and (channels, classes) != (1, 2):
+    if max(channels, 2) != max(classes, 2):  # one class is two, told apart by a sigmoid
         raise RunError(f"num_classes is {channels}, {config.data} has {classes} classes", exit_code=2)
     return channels
 
