@@ -16,9 +16,10 @@ from torch import Tensor
 from segops.engine import checkpoint, datasets
 from segops.engine.checkpoint import Checkpoint, Classes
 from segops.engine.config import TrainConfig
-from segops.engine.evaluate import Preparation, final_logits, labels_of, measure
+from segops.engine.evaluate import Preparation, measure
 from segops.engine.output import RunError
 from segops.engine.ranks import chosen_device, started
+from segops.prediction import predict as label
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
@@ -57,7 +58,14 @@ def evaluate(
 
 
 def predict(
-    path: Path, patterns: Sequence[str], out: Path, overlay: bool, device: str, warn: Callable[[str], None]
+    path: Path,
+    patterns: Sequence[str],
+    out: Path,
+    overlay: bool,
+    device: str,
+    warn: Callable[[str], None],
+    tile: int | None = None,
+    overlap: float = 0.25,
 ) -> tuple[int, list[str]]:
     """Label image files with the network of a checkpoint.
 
@@ -71,6 +79,7 @@ def predict(
         overlay: also write ``NAME_overlay.png``, half image, half colours.
         device: "auto", "cpu", "cuda" or "cuda:N".
         warn: gets a line for each image that cannot be labelled.
+        tile, overlap: of :func:`segops.predict`, in pixels of what goes into the network.
 
     Returns:
         How many images were labelled, and the files that could not be.
@@ -94,9 +103,8 @@ def predict(
             continue
         pixels = torch.from_numpy(np.array(image)).movedim(-1, 0)[None].float() / 255
         try:
-            with torch.no_grad():
-                logits, align_corners = final_logits(model, prepare(pixels, place))
-                labels = labels_of(logits, (image.height, image.width), align_corners)[0].cpu()
+            size = (image.height, image.width)
+            labels = label(model, prepare(pixels, place), size=size, tile=tile, overlap=overlap)[0].cpu()
         except ValueError as error:  # a size that the network does not take
             warn(f"{source}: {error}")
             failed.append(str(source))

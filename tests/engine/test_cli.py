@@ -216,6 +216,19 @@ def test_predict(trained: tuple[Path, Any], tmp_path: Path) -> None:
         assert (torch.from_numpy(np.array(labels)) == expected).float().mean() > 0.999
 
 
+def test_predict_in_tiles(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    image = np.random.default_rng(1).integers(0, 255, (70, 50, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    command = ("predict", tmp_path / "a.png", "-c", trained[0] / "last.pt", "--no-overlay", "--out", tmp_path / "out")
+    assert run(*command, "--tile", 32, "--overlap", 0.5).exit_code == 0
+    network = checkpoint.load(trained[0] / "last.pt").network(trained[0])
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x = (torch.from_numpy(image).movedim(-1, 0)[None] / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    with Image.open(tmp_path / "out" / "a.png") as labels:
+        assert np.array_equal(np.array(labels), segops.predict(network, x, tile=32, overlap=0.5)[0].numpy())
+    assert run(*command, "--tile", 0).exit_code == 2
+
+
 def test_predict_patterns(trained: tuple[Path, Any], tmp_path: Path) -> None:
     for name in ("x1.png", "x2.png", "y.png"):
         (tmp_path / "in").mkdir(exist_ok=True)
