@@ -23,15 +23,11 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "dilation": ("dilation8_camvid", "dilation7_kitti", "dilation10_cityscapes", "dilation8_voc"),
     "drn": ("drn_d_22", "drn_d_38", "drn_d_54", "drn_d_105", "drn_c_26", "drn_c_42", "drn_c_58"),
     "hourglass": ("hourglass2", "hourglass8"),
-    "hrnet": (
-        "hrnet_w18_small_v1", "hrnet_w18_small_v2", "hrnet_w18", "hrnet_w32", "hrnet_w48", "hrnet_w48_ocr",
-    ),
     "basnet": ("basnet",),
     "u2net": ("u2net", "u2netp"),
-    "oct_resnet": ("oct_resnet50",),
     "csnet": ("csnet_x1", "csnet_x2", "csnet_l_x1", "csnet_l_x2"),
     "torchvision_heads": ("fcn_resnet50", "deeplabv3_resnet50"),
-}  # fmt: skip
+}
 """Modules of segops.models, each with a table ``MODELS`` of its names."""
 
 
