@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from segops.models import receptive_field
 from segops.models.receptive_field import Axes
+from segops.nn import GOctConv2d
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def _first_channels(model: nn.Module) -> int:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels
+        if isinstance(module, GOctConv2d):
+            return module.in_channels[0]
     raise ValueError("segops.models.summary: in_channels must be given for a network without a Conv2d")
 
 

@@ -268,11 +268,16 @@ def test_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert_stopped(run(*TRAIN, "--data", "no", "--out", tmp_path / "c"), 2, "name must be one of camvid", "'no'")
 
 
-def test_models_lists_parameters() -> None:
-    result = run("models")
+def test_models_tells_what_networks_cost() -> None:
+    result = run("models", "toy", "--size", 32)
     assert result.exit_code == 0, result.output
     count = sum(p.numel() for p in toy.Toy(classes=19).parameters())
     assert re.search(rf"toy .* {count:,} ", result.output)
+    layers = CliRunner().invoke(app, ["models", "u2netp", "csnet_l_x1", "--layers"], env={"COLUMNS": "200"}).output
+    assert re.search(r"encoder.0.input .*ConvNormAct .* 1,920 .* 1 .* 3 ", layers)
+    assert re.search(r"csnet_l_x1 .* 93,647 ", layers)
+    assert_stopped(run("models", "unett"), 2, "there is no network 'unett'")
+    assert_stopped(run("models", "basnet", "--size", 100), 2, "multiples of 32", "100")
 
 
 def test_bench_times_one_operator() -> None:
