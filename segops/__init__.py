@@ -2,6 +2,7 @@
 
 from segops import backends, metrics, models, nn, onnx, ops
 from segops.config import show_config
+from segops.conversion import convert, revert
 from segops.errors import check_errors, take_bad_data_count
 from segops.ops.confusion_matrix import confusion_matrix
 from segops.ops.deep_supervision_loss import deep_supervision_loss
@@ -23,6 +24,7 @@ __all__ = [
     "bed_of_nails2d",
     "check_errors",
     "confusion_matrix",
+    "convert",
     "deep_supervision_loss",
     "dice_bce_loss",
     "dice_ce_loss",
@@ -37,6 +39,7 @@ __all__ = [
     "onnx",
     "ops",
     "predict",
+    "revert",
     "show_config",
     "take_bad_data_count",
     "upsample_argmax",

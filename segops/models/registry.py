@@ -33,6 +33,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     ),
     "basnet": ("basnet",),
     "u2net": ("u2net", "u2netp"),
+    "oct_resnet": ("oct_resnet50",),
     "csnet": ("csnet_x1", "csnet_x2", "csnet_l_x1", "csnet_l_x2"),
     "torchvision_heads": ("fcn_resnet50", "deeplabv3_resnet50"),
 }

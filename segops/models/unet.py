@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from segops.models import official
 from segops.models.model import SegmentationModel
 from segops.models.registry import Entry
+from segops.models.vgg import ConvReLU
 from segops.nn import Cat, ConvNormAct, ConvTranspose2d, DilatedConv2d, MaxPool2d, Upsample, UpsampleCat
 
 LEVELS = 4  # poolings
@@ -161,13 +162,8 @@ class UNetValid(SegmentationModel):
             )
 
 
-class _ConvReLU(DilatedConv2d):
-    def forward(self, input: Tensor) -> Tensor:
-        return self.convolve(input, self.weight, self.bias, activation="relu")
-
-
 def _double_valid(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(_ConvReLU(in_channels, out_channels, 3), _ConvReLU(out_channels, out_channels, 3))
+    return nn.Sequential(ConvReLU(in_channels, out_channels, 3), ConvReLU(out_channels, out_channels, 3))
 
 
 class _UpValid(nn.Module):
