@@ -62,15 +62,20 @@ def predict(
     tile_h, tile_w = min(tile_h, height), min(tile_w, width)
     with _evaluating(model):
         if (tile_h, tile_w) == (height, width):
-            logits, align_corners = _logits(model, images)
+            logits, align_corners = final_logits(model, images)
         else:
             logits, align_corners = _blended(model, images, tile_h, tile_w, overlap), False
+    return labels_of(logits, wanted, align_corners, threshold)
+
+
+def labels_of(logits: Tensor, size: tuple[Any, Any], align_corners: bool, threshold: float = 0.5) -> Tensor:
+    """What :func:`predict` returns for logits [N, K, h, w] that stand for their interpolation to `size`."""
     if logits.shape[1] > 1:
-        labels = upsample_argmax(logits, wanted, align_corners, torch.uint8 if logits.shape[1] <= 256 else torch.int64)
+        labels = upsample_argmax(logits, size, align_corners, torch.uint8 if logits.shape[1] <= 256 else torch.int64)
         assert isinstance(labels, Tensor)
         return labels
     above = logits - math.log(threshold / (1 - threshold))
-    mask = upsample_argmax(torch.cat((torch.zeros_like(above), above), 1), wanted, align_corners)
+    mask = upsample_argmax(torch.cat((torch.zeros_like(above), above), 1), size, align_corners)
     assert isinstance(mask, Tensor)
     return mask.bool()
 
@@ -98,7 +103,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _logits(model: nn.Module, images: Tensor) -> tuple[Tensor, bool]:
+def final_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, bool]:
+    """The finest logits [N, K, h, w] of a model before its last interpolation, and that one's align_corners.
+
+    Raises:
+        TypeError: a model that returns none.
+    """
     if isinstance(model, SegmentationModel):
         return model.coarse_logits(images)[0], model.align_corners
     output = model(images)
@@ -121,7 +131,7 @@ def _blended(model: nn.Module, images: Tensor, tile_h: int, tile_w: int, overlap
     for top in rows:
         for left in columns:
             inside = (..., slice(top, top + tile_h), slice(left, left + tile_w))
-            logits, align_corners = _logits(model, images[inside])
+            logits, align_corners = final_logits(model, images[inside])
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             logits = upsample_bilinear2d(logits, (tile_h, tile_w), align_corners=align_corners)
             if total is None:

@@ -15,8 +15,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import compare, environment, interleave, memory, readme
+from benchmarks import compare, environment, interleave, memory, readme, training_memory
 from benchmarks.interleave import Case, Contender, Effort, Peer
+from tests.models.plain.unet import UNet
 
 ROOT = Path(__file__).parents[1]
 RECYCLED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
@@ -293,3 +294,10 @@ def test_readme_takes_the_fastest_of_a_column() -> None:
     assert "2.0 / - | 1.5 / - | - |" in readme.filled(text, [[record], []])
     with pytest.raises(ValueError, match="0 tables named loss"):
         readme.filled("no table", [[record], []])
+
+
+def test_training_keeps_less_than_plain_pytorch() -> None:
+    plain, ours = training_memory.compare(
+        "unet", lambda: UNet(training_memory.CLASSES, width=8), (2, 3, 96, 96), width=8
+    )
+    assert 0.3 * plain < ours < 0.75 * plain

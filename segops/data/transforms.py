@@ -46,14 +46,14 @@ def as_pair(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train_transform(
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     ignore_index: int,
     *,
-    scale: tuple[float, float] = (0.5, 2.0),
+    scale: tuple[float, float] | None = (0.5, 2.0),
     flip: float = 0.5,
     jitter: float = 0.3,
     mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
+    std: tuple[float, ...] | None = IMAGENET_STD,
 ) -> Transform:
     """Random scale, crop, mirror and colours, then normalisation: the augmentation of most published training recipes.
 
@@ -61,32 +61,34 @@ def train_transform(
     each worker from its own ``generator``.
 
     Args:
-        size: (height, width) of the crops.
+        size: (height, width) of the crops; None leaves images whole, and their scale.
         ignore_index: label of the pixels that are padded where the scaled image is smaller than the crop.
-        scale: range of the factor between the scaled image and the one that just fits into the crop.
+        scale: range of the factor between the scaled image and the one that just fits into the crop; None for none.
         flip: probability of a mirrored image.
         jitter: change of brightness, contrast and saturation at most, as a share; of the hue a sixth of that.
-        mean, std: of the channels, of values in 0 .. 1; what is padded has the mean.
+        mean, std: of the channels, of values in 0 .. 1; what is padded has the mean. With std None nothing is
+            normalised.
 
     Returns:
         a function of (image, mask) as :func:`as_pair` makes them.
     """
-    if len(size) != 2 or min(size) < 1:
+    if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"train_transform: size must be (height, width) of at least 1 each, got {size}")
-    if not 0 < scale[0] <= scale[1]:
+    if scale is not None and not 0 < scale[0] <= scale[1]:
         raise ValueError(f"train_transform: scale must be an increasing range above 0, got {scale}")
     tv_tensors, v2 = _torchvision()
     fill = {tv_tensors.Image: list(mean), tv_tensors.Mask: ignore_index}
-    return v2.Compose(
-        [
-            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
-            v2.ScaleJitter(size, scale),
-            v2.RandomCrop(size, pad_if_needed=True, fill=fill),
-            v2.RandomHorizontalFlip(flip),
-            v2.ColorJitter(jitter, jitter, jitter, jitter / 6),
-            v2.Normalize(mean, std),
-        ]
-    )
+    steps = [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)]
+    if size is not None:
+        if scale is not None:
+            steps.append(v2.ScaleJitter(size, scale))
+        steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=fill))
+    steps.append(v2.RandomHorizontalFlip(flip))
+    if jitter:
+        steps.append(v2.ColorJitter(jitter, jitter, jitter, jitter / 6))
+    if std is not None:
+        steps.append(v2.Normalize(mean, std))
+    return v2.Compose(steps)
 
 
 def eval_transform(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segops.data import DataError, open_dataset
+from segops.data import DataError, as_pair, open_dataset, train_transform
 from segops.engine import interrupt
 from segops.engine.config import TrainConfig
 from segops.engine.output import RunError
@@ -31,33 +31,27 @@ def open_split(name: str, root: Path | None, split: str) -> Any:
 
 
 class ForTraining:
-    """Mirrored, scaled, cropped: what happens to an image and its mask in training (torchvision.transforms.v2).
+    """:func:`segops.data.train_transform` of a configuration, whose images are normalised later, in batches.
 
-    Where an image is smaller than the crop, it is padded with black, which is labelled `ignore_index` (0 without one).
+    Where an image is smaller than the crop, it is padded with the mean, which is labelled `ignore_index` (0 without
+    one).
     """
 
     def __init__(self, config: TrainConfig, ignore_index: int | None) -> None:
-        from torchvision import tv_tensors
         from torchvision.transforms import v2
 
         if config.scale is not None and config.crop is None:
             raise RunError("scale needs crop: scaled images differ in size", exit_code=2)
-        steps: list[Any] = []
-        if config.resize is not None:
-            steps.append(v2.Resize(config.resize))
-        if config.crop is not None:
-            if config.scale is not None:
-                steps.append(v2.ScaleJitter(config.crop, config.scale))
-            fill: Any = {tv_tensors.Image: 0, tv_tensors.Mask: ignore_index or 0}
-            steps.append(v2.RandomCrop(config.crop, pad_if_needed=True, fill=fill))
-        if config.flip:
-            steps.append(v2.RandomHorizontalFlip())
-        self.steps = v2.Compose([*steps, v2.ToPureTensor()])
+        self.resize = None if config.resize is None else v2.Resize(config.resize)
+        flip = 0.5 if config.flip else 0.0
+        self.augment = train_transform(
+            config.crop, ignore_index or 0, scale=config.scale, flip=flip, jitter=0, mean=config.mean, std=None
+        )
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        from torchvision import tv_tensors
-
-        return self.steps(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        pair = as_pair(image, mask)
+        image, mask = self.augment(*(pair if self.resize is None else self.resize(*pair)))
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
 
 class Share(Dataset[tuple[Tensor, Tensor]]):

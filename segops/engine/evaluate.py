@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segops.engine.ranks import Ranks
 from segops.metrics import SaliencyMetrics, SegmentationMetrics
-from segops.models import SegmentationModel
-from segops.ops.upsample_argmax import upsample_argmax
 from segops.ops.upsample_bilinear import upsample_bilinear2d
+from segops.prediction import final_logits, labels_of
 
 
 @dataclass(frozen=True)
@@ -39,24 +38,6 @@ class Preparation:
         shape = (-1, 1, 1)
         images = (images - images.new_tensor(self.mean).view(shape)) / images.new_tensor(self.std).view(shape)
         return images.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
-
-
-def final_logits(model: nn.Module, images: Tensor) -> tuple[Tensor, bool]:
-    """The finest logits [N, K, h, w] before the last interpolation, and its align_corners."""
-    if isinstance(model, SegmentationModel):
-        return model.coarse_logits(images)[0], model.align_corners
-    output = model(images)
-    if isinstance(output, Mapping):
-        output = next(iter(output.values()))
-    return (output if isinstance(output, Tensor) else output[0]), False
-
-
-def labels_of(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Class indices [N, H, W] at `size`; of one class, whether its probability is above a half."""
-    if logits.shape[1] == 1:
-        return (probability(logits, size, align_corners) > 0.5).to(torch.uint8)
-    dtype = torch.uint8 if logits.shape[1] <= 256 else torch.int32
-    return cast(Tensor, upsample_argmax(logits, size, align_corners, dtype=dtype))
 
 
 def probability(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -100,6 +81,7 @@ def measure(
         logits, align_corners = final_logits(model, prepare(images, ranks.device))
         size = (masks.shape[1], masks.shape[2])
         labels, target = labels_of(logits, size, align_corners), masks.to(ranks.device)
+        labels = labels.to(torch.uint8) if num_classes == 1 else labels
         segmentation.update(labels, target)
         if saliency is not None:
             saliency.update(probability(logits, size, align_corners), target == 1)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from segops.data import colorize, read_image, save_label_png
+from segops.data.files import IMAGE_SUFFIXES
 from segops.engine import checkpoint, datasets
 from segops.engine.checkpoint import Checkpoint, Classes
 from segops.engine.config import TrainConfig
@@ -20,8 +21,6 @@ from segops.engine.evaluate import Preparation, measure
 from segops.engine.output import RunError
 from segops.engine.ranks import chosen_device, started
 from segops.prediction import predict as label
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 
 def evaluate(
@@ -95,18 +94,12 @@ def predict(
     failed: list[str] = []
     for target, source in files.items():
         try:
-            with Image.open(source) as opened:
-                image = opened.convert("RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-            warn(f"{source}: {str(error).splitlines()[0] if str(error) else 'cannot be read'}")
-            failed.append(str(source))
-            continue
-        pixels = torch.from_numpy(np.array(image)).movedim(-1, 0)[None].float() / 255
-        try:
-            size = (image.height, image.width)
-            labels = label(model, prepare(pixels, place), size=size, tile=tile, overlap=overlap)[0].cpu()
-        except ValueError as error:  # a size that the network does not take
-            warn(f"{source}: {error}")
+            image = read_image(source)
+            pixels = prepare(image[None].float() / 255, place)
+            labels = label(model, pixels, size=tuple(image.shape[1:]), tile=tile, overlap=overlap)[0].cpu()
+        except (OSError, ValueError) as error:  # no image, or of a size that the network does not take
+            text = str(error)
+            warn(text if text.startswith(str(source)) else f"{source}: {text}")
             failed.append(str(source))
             continue
         _write(out / target, image, labels, found.classes, overlay)
@@ -126,7 +119,7 @@ def image_files(patterns: Sequence[str]) -> dict[Path, Path]:
             sources = {
                 file.relative_to(path).with_suffix(""): file
                 for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in _SUFFIXES
+                if file.suffix.lower() in IMAGE_SUFFIXES
             }
         else:
             matches = [path] if path.exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
@@ -150,19 +143,24 @@ def _channels(found: Checkpoint) -> int:
     return found.model.num_classes
 
 
-def _write(target: Path, image: Image.Image, labels: Tensor, classes: Classes, overlay: bool) -> None:
+def _write(target: Path, image: Tensor, labels: Tensor, classes: Classes, overlay: bool) -> None:
+    palette, labels = torch.tensor(classes.palette, dtype=torch.uint8), labels.to(torch.int64)
+
+    def save_overlay(path: Path) -> None:
+        both = (image.float() + colorize(labels, palette).float()) / 2
+        Image.fromarray(both.byte().movedim(0, -1).numpy()).save(path, format="PNG")
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(labels.to(torch.uint8).numpy(), mode="L")
-        picture.putpalette([value for colour in classes.palette for value in colour])
-        _save(picture, target.with_name(f"{target.name}.png"))
+        _whole(target.with_name(f"{target.name}.png"), lambda path: save_label_png(path, labels, palette))
         if overlay:
-            _save(Image.blend(image, picture.convert("RGB"), 0.5), target.with_name(f"{target.name}_overlay.png"))
+            _whole(target.with_name(f"{target.name}_overlay.png"), save_overlay)
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror or error}") from error
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _whole(path: Path, save: Callable[[Path], None]) -> None:
+    """A file under its name only when it is complete."""
     partial = path.with_name(f"{path.name}.partial")
-    picture.save(partial, format="PNG")
+    save(partial)
     os.replace(partial, path)

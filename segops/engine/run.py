@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +90,16 @@ def _channels(config: TrainConfig, classes: int) -> int:
 
 def _with_weights(spec: ModelSpec, path: Path) -> models.SegmentationModel:
     """The network with the weights of a checkpoint of segops, or of a published one."""
-    with contextlib.suppress(RunError):
-        found = checkpoint.load(path)
-        model = spec.build()
-        checkpoint.load_weights(model, found.weights, path)
-        return model
-    if not path.exists():
+    if not path.is_file():
         raise RunError(f"cannot read the weights {path}: there is no such file")
-    model = models.load_official(spec.name, path, **spec.options)
+    try:
+        found = checkpoint.load(path)
+    except RunError:  # not of segops
+        options = {**spec.options, "num_classes": spec.num_classes, "in_channels": spec.in_channels}
+        try:
+            return models.load_official(spec.name, path, **options)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+    model = spec.build()
+    checkpoint.load_weights(model, found.weights, path)
     return model

@@ -53,14 +53,19 @@ class UNet(SegmentationModel):
             raise ValueError(
                 f"segops.models.unet: images must have at least {2**LEVELS} pixels a side, got {height} x {width}"
             )
-        first, *deeper = self.down
-        skips = [first(input)]
-        for level in deeper:
-            skips.append(level(self.pool(skips[-1])))
-        x = skips.pop()
-        for up in self.up:
-            x = up(x, skips.pop())
-        return [self.head(x)]
+        return [self.head(_down_and_up(input, self.down, self.pool, self.up))]
+
+
+def _down_and_up(input: Tensor, down: nn.ModuleList, pool: MaxPool2d, ups: nn.ModuleList) -> Tensor:
+    """Level after level, each on the pooled output of the one above, and back, with every level's output once more."""
+    first, *deeper = down
+    skips = [first(input)]
+    for level in deeper:
+        skips.append(level(pool(skips[-1])))
+    x: Tensor = skips.pop()
+    for up in ups:
+        x = up(x, skips.pop())
+    return x
 
 
 class _Up(nn.Module):
@@ -140,14 +145,7 @@ class UNetValid(SegmentationModel):
 
     def official_output(self, input: Tensor) -> Tensor:
         self._check(input.shape[-2], input.shape[-1], self.smallest, "images with raw_output=True")
-        first, *deeper = self.down
-        skips = [first(input)]
-        for level in deeper:
-            skips.append(level(self.pool(skips[-1])))
-        x = skips.pop()
-        for up in self.up:
-            x = up(x, skips.pop())
-        logits: Tensor = self.head(x)
+        logits: Tensor = self.head(_down_and_up(input, self.down, self.pool, self.up))
         return logits
 
     def _after(self, size: int) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from segops.data import (
@@ -111,7 +112,10 @@ def test_an_image_and_its_mask_are_cut_alike(kind: torch.dtype) -> None:
         assert cut.shape == (3, 50, 45)
         value = torch.where(labels == 9, 0.0, labels * 60 / 255 - 0.5)
         off = (cut[0] - value).abs() > 1 / 255
-        assert off.float().mean() < 0.25  # where the image blends two labels
+        around = F.pad(labels[None].float(), (4, 4, 4, 4), mode="replicate")
+        alike = F.max_pool2d(around, 9, 1)[0] == -F.max_pool2d(-around, 9, 1)[0]
+        assert alike.float().mean() > 0.2
+        assert not off[alike].any()  # beside a border of labels the image blends two of them
         seen.append(labels)
     assert any((labels == 9).any() for labels in seen)
     assert len({labels.numpy().tobytes() for labels in seen}) == 8

@@ -22,6 +22,7 @@ from segops.engine import checkpoint, datasets
 from segops.engine import trainer as loop
 from segops.models import registry
 from tests.engine import toy
+from tests.models.plain.unet import UNet
 
 
 def run(*arguments: object) -> Any:
@@ -185,6 +186,20 @@ def test_weights_of_another_network(trained: tuple[Path, Any], tmp_path: Path) -
     held.weights.pop("first.weight")
     checkpoint.save(tmp_path / "a.pt", held)
     assert_stopped(run("evaluate", tmp_path / "a.pt"), 1, "a.pt do not fit the network", "first.weight")
+
+
+def test_weights_to_start_from(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    """Of segops or published, of this network and these classes, or an error that says what does not fit."""
+    held = checkpoint.load(trained[0] / "last.pt")
+    held.weights.pop("first.weight")
+    checkpoint.save(tmp_path / "a.pt", held)
+    command = (*TRAIN, "--out", tmp_path / "run", "--weights")
+    assert_stopped(run(*command, tmp_path / "a.pt"), 1, "a.pt do not fit the network", "first.weight")
+    torch.save(UNet(4, width=2).state_dict(), tmp_path / "unet.pt")
+    unet = ("--model", "unet", "--model-options", "width=2")
+    assert_stopped(run(*command, tmp_path / "unet.pt", *unet), 1, "head.weight", "has the shape [4,")
+    torch.save(UNet(11, width=2).state_dict(), tmp_path / "unet.pt")
+    assert run(*command, tmp_path / "unet.pt", *unet).exit_code == 0
 
 
 def test_predict(trained: tuple[Path, Any], tmp_path: Path) -> None:

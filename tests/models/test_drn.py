@@ -30,6 +30,7 @@ def test_one_graph() -> None:
     [
         ("drn_c_26", [2, 2, 2, 2], False),
         ("drn_c_58", [3, 4, 6, 3], True),
+        ("drn_d_22", [2, 2, 2, 2], False),
         ("drn_d_38", [3, 4, 6, 3], False),
         ("drn_d_54", [3, 4, 6, 3], True),
     ],

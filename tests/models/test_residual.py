@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from segops.models import official
 from segops.models.residual import RULES, BasicBlock, Bottleneck, stage
 from tests.models import checks
-
-torchvision = pytest.importorskip("torchvision")
 
 
 def converted(theirs: nn.Module) -> dict[str, torch.Tensor]:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 
 from segops import models
 from tests.models import checks
 
-segmentation: Any = pytest.importorskip("torchvision").models.segmentation
+segmentation: Any = torchvision.models.segmentation
 NAMES = ["fcn_resnet50", "deeplabv3_resnet50"]
 
 
