@@ -45,6 +45,12 @@ def as_pair(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return tv_tensors.Image(image), tv_tensors.Mask(mask)
 
 
+def _floating(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers as float32 in 0 .. 1; floating-point images as they are."""
+    _, v2 = _torchvision()
+    return (image if image.is_floating_point() else v2.functional.to_dtype(image, torch.float32, scale=True)), mask
+
+
 def train_transform(
     size: tuple[int, int] | None,
     ignore_index: int,
@@ -78,7 +84,7 @@ def train_transform(
         raise ValueError(f"train_transform: scale must be an increasing range above 0, got {scale}")
     tv_tensors, v2 = _torchvision()
     fill = {tv_tensors.Image: list(mean), tv_tensors.Mask: ignore_index}
-    steps = [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)]
+    steps: list[Any] = [_floating]
     if size is not None:
         if scale is not None:
             steps.append(v2.ScaleJitter(size, scale))
@@ -98,10 +104,5 @@ def eval_transform(
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Transform:
     """Normalisation, of images resized before if a `size` (height, width) is given."""
-    tv_tensors, v2 = _torchvision()
-    steps = [
-        v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
-        *([] if size is None else [v2.Resize(size)]),
-        v2.Normalize(mean, std),
-    ]
-    return v2.Compose(steps)
+    _, v2 = _torchvision()
+    return v2.Compose([_floating, *([] if size is None else [v2.Resize(size)]), v2.Normalize(mean, std)])

@@ -77,7 +77,7 @@ def check_graphs(model: SegmentationModel, height: int, width: int, channels: in
     model.eval()
     with torch.no_grad():
         expected = model(x)
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+        compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")(x)
         exported = torch.export.export(model, (x,)).module()(x)
     torch.testing.assert_close(compiled, expected)
     torch.testing.assert_close(exported, expected)

@@ -39,6 +39,22 @@ def test_an_unknown_option() -> None:
         models.create_model("unet", 2, depth=3)
 
 
+def test_many_families_are_compiled_in_one_process() -> None:
+    """More than torch.compile allows for one function."""
+
+    def family(number: int) -> type[models.SegmentationModel]:
+        class Family(models.SegmentationModel):
+            def coarse_logits(self, input: torch.Tensor, side_outputs: bool = False) -> list[torch.Tensor]:
+                return [input[..., ::2, ::2] * number]
+
+        return Family
+
+    x = torch.rand(1, 2, 8, 6)
+    for number in range(torch._dynamo.config.recompile_limit + 3):
+        model = family(number)().eval()
+        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
+
+
 class Harmful:
     def __reduce__(self):
         return (exec, ("raise SystemExit('executed')",))
