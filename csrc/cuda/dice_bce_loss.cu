@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int k = 0; k < K; ++k) positive[k] = staged.at(0, share.own_of(k));
 
-  SHARED_ARRAY(A, columns, 3 * K * kThreads);  // what each thread has summed
+  SHARED_ARRAY(A, columns, 3 * K * kColumnPitch<V>);  // what each thread has summed
   double all_losses = 0, all_weights = 0;
   BadOfThread bad;
 
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       const A sums[] = {at_target[k], probs[k], targets[k]};
 #pragma unroll
       for (int i = 0; i < 3; ++i) {
-        A& column = columns[(i * K + k) * kThreads + static_cast<int>(threadIdx.x)];
+        A& column = columns[(i * K + k) * kColumnPitch<V> + static_cast<int>(threadIdx.x)];
         column = begin > 0 ? column + sums[i] : sums[i];
       }
     }
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
       const double total =
-          block_sum<kThreads>(static_cast<double>(columns[i * kThreads + static_cast<int>(threadIdx.x)]), scratch);
+          block_sum<kThreads>(static_cast<double>(columns[i * kColumnPitch<V> + static_cast<int>(threadIdx.x)]), scratch);
       if (threadIdx.x == 0) out[i * in.channels + share.channel] = total;
     }
   }

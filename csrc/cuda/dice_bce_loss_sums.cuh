@@ -32,6 +32,10 @@ __device__ __forceinline__ void finish_cross_entropy(double loss, double weight,
   partial.bad[blockIdx.x] = bad;
 }
 
+// Between the columns of a vector's elements, so that neighbouring elements are in different banks.
+template <int V>
+constexpr int kColumnPitch = kThreads + device::kWarp / V;
+
 // The sums I, P and T of the block's channels, from `columns`: [sum][element of a vector][thread]. A barrier must precede.
 // As many lanes add up one of them as the block has: neighbouring sums are written together.
 template <class A, int V>
@@ -49,7 +53,7 @@ __device__ __forceinline__ void finish_channels(const A* columns, const Share<V,
     for (int i = lane; index < 3 * own && i < terms; i += lanes) {
       const int slot = i / pixels, element = (i - slot * pixels) * own + channel;
       if (element >= share.width) continue;
-      total += static_cast<double>(columns[(which * V + element % V) * kThreads + slot * cut.slab + element / V]);
+      total += static_cast<double>(columns[(which * V + element % V) * kColumnPitch<V> + slot * cut.slab + element / V]);
     }
     for (int mask = lanes / 2; mask > 0; mask /= 2) total += device::shuffle_xor(total, mask);
     if (lane == 0 && index < 3 * own) out[which * share.channels + share.channel_at(channel)] = total;
