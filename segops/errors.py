@@ -168,9 +168,8 @@ def check_errors(device: torch.device | str | int | None = None) -> None:
         count, position, value = _take("segops", device, kind)
         if count:
             what, first = ("label(s) or indices", value) if kind == RAISE else ("soft label(s)", _double_of_bits(value))
-            found.append(
-                f"{count} {what} out of range inside a graph on {device}; the first is {first} at flat position {position}"
-            )
+            words = f"{count} {what} out of range inside a graph on {device}; the first is {first}"
+            found.append(f"{words} at flat position {position}")
     if found:
         raise ValueError(f"segops: {'; '.join(found)}")
 

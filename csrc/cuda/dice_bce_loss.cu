@@ -32,14 +32,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int k = 0; k < K; ++k) positive[k] = staged.at(0, share.own_of(k));
 
-  SHARED_ARRAY(A, columns, 3 * K * kColumnPitch<V>);  // what each thread has summed
-  double all_losses = 0, all_weights = 0;
+  constexpr int kSums = 3 * K + 2;  // I, P and T of each channel, cross-entropy and its weight
+  SHARED_ARRAY(A, columns, kSums * kColumnPitch<V>);
+  const auto column = [&](int i) -> A& { return columns[i * kColumnPitch<V> + static_cast<int>(threadIdx.x)]; };
   BadOfThread bad;
 
   constexpr int kSummed = Cut::kMostSummed / V;
   for (int begin = 0; begin < cut.passes; begin += kSummed) {
-    A at_target[K] = {}, probs[K] = {}, targets[K] = {};
-    A loss_sum = 0, weight_sum = 0;
+    A sums[kSums] = {};
     const int end = cut.passes - begin < kSummed ? cut.passes : begin + kSummed;
     for (int pass = begin; pass < end; pass += U) {
       const Rows<U> rows(share, pass);
@@ -59,38 +59,30 @@ __global__ void __launch_bounds__(kThreads, 2)
           const A t = label[u][v];
           const Sigmoid<T> of(widen<A>(x[u][v]));
           loss[u][v] = weight[u][v] * constant.loss(of, t, positive[k]);
-          loss_sum += loss[u][v];
-          weight_sum += weight[u][v];
-          at_target[k] += of.prob * t;
-          probs[k] += constant.squared ? of.prob * of.prob : of.prob;
-          targets[k] += constant.squared ? t * t : t;
+          sums[3 * K] += loss[u][v];
+          sums[3 * K + 1] += weight[u][v];
+          sums[k] += of.prob * t;
+          sums[K + k] += constant.squared ? of.prob * of.prob : of.prob;
+          sums[2 * K + k] += constant.squared ? t * t : t;
         }
-      if (p.bce_map) rows.store(losses, map_stride, loss);
+      if (!kNarrow<V> && p.bce_map) rows.store(losses, map_stride, loss);
     }
-    all_losses += static_cast<double>(loss_sum);
-    all_weights += static_cast<double>(weight_sum);
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      const A sums[] = {at_target[k], probs[k], targets[k]};
-#pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        A& column = columns[(i * K + k) * kColumnPitch<V> + static_cast<int>(threadIdx.x)];
-        column = begin > 0 ? column + sums[i] : sums[i];
-      }
-    }
+    for (int i = 0; i < kSums; ++i) column(i) = begin > 0 ? column(i) + sums[i] : sums[i];
   }
 
-  finish_cross_entropy<kThreads>(all_losses, all_weights, bad.all(), partial);  // its barrier is that of `columns`, too
+  // Its barrier is that of `columns`, too.
+  finish_cross_entropy<kThreads>(static_cast<double>(column(3 * K)), static_cast<double>(column(3 * K + 1)), bad.all(),
+                                 partial);
   if (!p.overlap) return;
-  double* const out = partial.overlap + (share.image * cut.sums_of_image() + share.sums) * 3 * in.channels;
+  double* const out = partial.overlap + share.sums() * 3 * in.channels;
   if constexpr (kRows) {
     finish_channels<A, V>(columns, share, out);
   } else {
     SHARED_ARRAY(double, scratch, kWarps);
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
-      const double total =
-          block_sum<kThreads>(static_cast<double>(columns[i * kColumnPitch<V> + static_cast<int>(threadIdx.x)]), scratch);
+      const double total = block_sum<kThreads>(static_cast<double>(column(i)), scratch);
       if (threadIdx.x == 0) out[i * in.channels + share.channel] = total;
     }
   }

@@ -20,6 +20,10 @@ constexpr int kAhead = V == 1   ? (sizeof(T) == 8 ? 2 : 4)
                        : V == 4 ? 2
                                 : 1;
 
+// Whole vectors of 16-bit logits are taken where labels are no wider, and neither weights of elements nor a map is there.
+template <int V>
+constexpr bool kNarrow = V == 8;
+
 // The cut depends on shape, types, layout and alignment alone, and so do the sums.
 struct Cut {
   bool planar;
@@ -134,51 +138,48 @@ struct Share {
   static constexpr int kChannels = kRows ? V : 1;                 // of a thread
   static constexpr int kMostChannels = kRows ? kThreads * V : 1;  // of a block
   const Cut& cut;
-  int64_t image, chunk;
-  int64_t begin;      // its first row
-  int channel;        // planar: of the line
-  int first, width;   // elements of the slab in a row
-  int own;            // channels of the block: from that of element `first` on
-  int64_t sums;       // the block's place among those of the image
-  int slot, element;  // in the block's rows, in a row
+  int image, chunk;  // what follows from few numbers is computed anew: registers are scarce
+  int64_t begin;     // the thread's first row
+  int channel;       // planar: of the line
+  int slab;          // of the rows
+  int element;       // in a row
   int channels;
   bool active;
 
   __device__ __forceinline__ Share(const DiceBceLossInputs& in, const Cut& cut_)
       : cut(cut_), channels(static_cast<int>(in.channels)) {
     const unsigned part = blockIdx.x / static_cast<unsigned>(cut.chunks);
-    chunk = blockIdx.x - part * static_cast<unsigned>(cut.chunks);
-    begin = chunk * cut.passes * cut.depth;
-    sums = chunk;
-    if constexpr (kRows) {
-      image = part / static_cast<unsigned>(cut.slabs);
-      const int slab = static_cast<int>(part % static_cast<unsigned>(cut.slabs)),
-                rest = cut.row_elements - slab * cut.slab * V;
-      channel = 0;
-      first = slab * cut.slab * V;
-      width = rest < cut.slab * V ? rest : cut.slab * V;
-      own = cut.whole_slabs() ? channels : width;
-      if (cut.whole_slabs()) sums += slab * cut.chunks;
-    } else {
-      image = part / static_cast<unsigned>(channels);
-      channel = static_cast<int>(part % static_cast<unsigned>(channels));
-      first = 0;
-      width = cut.row_elements;
-      own = 1;
-      if (cut.shifted) begin -= part * in.pixels % cut.sector;
-    }
-    const int thread = static_cast<int>(threadIdx.x);
-    slot = thread / cut.slab;
-    element = first + (thread - slot * cut.slab) * V;
-    active = slot < cut.depth && element < first + width;
+    const int thread = static_cast<int>(threadIdx.x), slot = thread / cut.slab;
+    chunk = static_cast<int>(blockIdx.x - part * static_cast<unsigned>(cut.chunks));
+    begin = static_cast<int64_t>(chunk) * cut.passes * cut.depth + slot;
+    const unsigned of_image = static_cast<unsigned>(kRows ? cut.slabs : channels);
+    image = static_cast<int>(part / of_image);
+    channel = kRows ? 0 : static_cast<int>(part % of_image);
+    slab = kRows ? static_cast<int>(part % of_image) : 0;
+    if (!kRows && cut.shifted) begin -= part * in.pixels & (cut.sector - 1);
+    element = first() + (thread - slot * cut.slab) * V;
+    active = slot < cut.depth && element < first() + width();
+  }
+
+  // Elements of the slab in a row.
+  __device__ __forceinline__ int first() const { return slab * cut.slab * V; }
+  __device__ __forceinline__ int width() const {
+    const int rest = cut.row_elements - first();
+    return rest < cut.slab * V ? rest : cut.slab * V;
+  }
+  // Channels of the block: from that of the slab's first element on.
+  __device__ __forceinline__ int own() const { return !kRows ? 1 : cut.whole_slabs() ? channels : width(); }
+  // The place of the block's sums.
+  __device__ __forceinline__ int64_t sums() const {
+    return image * cut.sums_of_image() + chunk + (cut.whole_slabs() ? slab * cut.chunks : 0);
   }
 
   // Channel of the thread's element v, its place among the block's, and the row's pixel that it is of.
   __device__ __forceinline__ int channel_of(int v) const { return kRows ? (element + v) % channels : channel; }
-  __device__ __forceinline__ int own_of(int v) const { return kRows ? (element - first + v) % own : 0; }
+  __device__ __forceinline__ int own_of(int v) const { return kRows ? (element - first() + v) % own() : 0; }
   __device__ __forceinline__ int pixel_of(int v) const { return kRows ? (element + v) / channels : v; }
   // Of the block's channel i.
-  __device__ __forceinline__ int channel_at(int i) const { return kRows ? (first + i) % channels : channel; }
+  __device__ __forceinline__ int channel_at(int i) const { return kRows ? (first() + i) % channels : channel; }
 
   // The thread's element in row 0 of the line.
   template <class E>
@@ -190,7 +191,7 @@ struct Share {
 
   // Flat index in [N, C, S] of element v in a row.
   __device__ __forceinline__ int64_t position(const DiceBceLossInputs& in, int64_t row, int v) const {
-    return (image * channels + channel_of(v)) * in.pixels + row * cut.row_pixels + pixel_of(v);
+    return (static_cast<int64_t>(image) * channels + channel_of(v)) * in.pixels + row * cut.row_pixels + pixel_of(v);
   }
 };
 
@@ -205,7 +206,7 @@ struct Staged {
   // of(channel, values): what to keep of it. Every thread of the block takes part; a barrier must follow.
   template <class Of>
   __device__ __forceinline__ Staged(const Share<V, kRows>& share, A* shared_, const Of& of) : shared(shared_) {
-    for (int i = static_cast<int>(threadIdx.x); i < share.own; i += static_cast<int>(blockDim.x)) {
+    for (int i = static_cast<int>(threadIdx.x); i < share.own(); i += static_cast<int>(blockDim.x)) {
       A values[kCount];
       of(share.channel_at(i), values);
 #pragma unroll
@@ -222,12 +223,13 @@ struct Rows {
   int64_t row[U];
   bool inside[U];
 
-  template <class Share>
-  __device__ __forceinline__ Rows(const Share& share, int pass) {
+  template <int V, bool kRows>
+  __device__ __forceinline__ Rows(const Share<V, kRows>& share, int pass) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      row[u] = share.begin + static_cast<int64_t>(pass + u) * share.cut.depth + share.slot;
-      inside[u] = share.active && row[u] >= 0 && row[u] * share.cut.row_elements + share.element < share.cut.line_elements;
+      row[u] = share.begin + static_cast<int64_t>(pass + u) * share.cut.depth;
+      inside[u] = share.active && (kRows || row[u] >= 0) &&
+                  row[u] * share.cut.row_elements + share.element < share.cut.line_elements;
     }
   }
 
@@ -250,7 +252,7 @@ struct Rows {
 template <int V, bool kRows, int U, class A, class Note>
 __device__ __forceinline__ void load_labels(const DiceBceLossInputs& in, const Share<V, kRows>& share, const Rows<U>& rows,
                                             A (&label)[U][V], const Note& note) {
-  with_label_type(in.target_dtype, [&](const auto* type) {
+  with_label_type<kNarrow<V>>(in.target_dtype, [&](const auto* type) {
     using L = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     L raw[U][V];
     rows.load(share.template first_of<L>(in.target), share.stride(in.target), raw);
@@ -271,7 +273,7 @@ __device__ __forceinline__ void load_weights(const DiceBceLossInputs& in, const 
     for (int u = 0; u < U; ++u)
 #pragma unroll
       for (int v = 0; v < V; ++v) weight[u][v] = 1;
-  } else if (!kRows || of.stride_c != 0) {
+  } else if (!kNarrow<V> && (!kRows || of.stride_c != 0)) {
     rows.load(share.template first_of<A>(of), share.stride(of), weight);
   } else {
     const A* const line = static_cast<const A*>(of.data) + share.image * of.stride_n;

@@ -41,9 +41,9 @@ constexpr int kColumnPitch = kThreads + device::kWarp / V;
 template <class A, int V>
 __device__ __forceinline__ void finish_channels(const A* columns, const Share<V, true>& share, double* out) {
   const Cut& cut = share.cut;
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), own = share.own;
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), own = share.own();
   // Channels of rows of several pixels come again in each.
-  const int pixels = (share.width + own - 1) / own, terms = cut.depth * pixels;
+  const int pixels = (share.width() + own - 1) / own, terms = cut.depth * pixels;
   int lanes = 1;
   while (lanes < device::kWarp && 2 * lanes * 3 * own <= threads) lanes *= 2;
   const int lane = thread % lanes;
@@ -52,7 +52,7 @@ __device__ __forceinline__ void finish_channels(const A* columns, const Share<V,
     double total = 0;
     for (int i = lane; index < 3 * own && i < terms; i += lanes) {
       const int slot = i / pixels, element = (i - slot * pixels) * own + channel;
-      if (element >= share.width) continue;
+      if (element >= share.width()) continue;
       total += static_cast<double>(columns[(which * V + element % V) * kColumnPitch<V> + slot * cut.slab + element / V]);
     }
     for (int mask = lanes / 2; mask > 0; mask /= 2) total += device::shuffle_xor(total, mask);

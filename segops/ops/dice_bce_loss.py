@@ -267,7 +267,7 @@ def _has(dtype: torch.dtype, value: int) -> bool:
 
 
 def _report_bad_labels(target: Tensor, ignored: int | None, ignore_index: int | None, validate: str) -> None:
-    """Raise or count, as `validate` says, not inside a compiled graph; `ignored` is `ignore_index` if a label can be it."""
+    """Raise or count, as `validate` says, not inside a compiled graph. `ignored`: the index, if a label can be it."""
     if validate == "off" or torch.compiler.is_compiling():
         return
     bad = reference.bad_labels(target, ignored)
