@@ -195,7 +195,7 @@ CASES = (
     case(c=3, s=64, n=2, bad=29, map=1, pos_weight=1, gamma=2, ignore=0.2),
     case(c=3, s=61, n=2, bad=29, map=1, label="float32", weights="pixel"),
     case(c=2, s=1024 * 9 + 4, ignore=0.1, squared=1),
-    case(c=3, s=232, layout="channels_last", n=2, bad=29, map=1, weights="pixel", pos_weight=1, ignore=0.2),
+    case(c=3, s=488, layout="channels_last", n=2, bad=29, map=1, weights="pixel", pos_weight=1, ignore=0.2),
     case(c=19, s=45, layout="channels_last", dtype="bfloat16", label="float16", squared=1, n=2, gamma=0.5),
     case(c=8, s=25, layout="channels_last", pad=1, squared=1, bad=17),
     case(c=3, s=60, layout="channels_last", target_pad=4, weights="each"),
