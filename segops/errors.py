@@ -25,12 +25,14 @@ from segops import _library
 #: The argument ``on_bad`` of operators: leave bad data at the record, count it, or raise inside the operator (a device
 #: keeps it instead).
 RECORD, COUNT, RAISE = 0, 1, 2
+#: What a device keeps of RAISE for soft labels: their values are bits of doubles.
+RAISE_SOFT = 3
 VALIDATE = ("raise", "count", "off")
 
 _counted_without_library = 0
 
 # Only where kernels of csrc/cuda run; the CPU kernels count in the process. Add a record to what its device has seen,
-# and take that as a record: one of what was counted (on_bad COUNT) and one of what is to be raised (RAISE).
+# and take that as a record: one of what was counted (on_bad COUNT), two of what is to be raised (RAISE, RAISE_SOFT).
 _library.define_op("note_bad_data(Tensor record, int on_bad) -> ()", lambda record, on_bad: None)
 _library.define_op(
     "take_bad_data(Tensor like, int on_bad) -> Tensor", lambda like, on_bad: like.new_empty(3, dtype=torch.int64)
@@ -161,12 +163,15 @@ def check_errors(device: torch.device | str | int | None = None) -> None:
     raise_arrived()
     if _library.cuda_unavailable is not None:
         return
-    count, position, value = _take("segops", device, RAISE)
-    if count:
-        raise ValueError(
-            f"segops: {count} label(s) or indices out of range inside a graph on {device}; the first is {value} at "
-            f"flat position {position}"
-        )
+    found = []
+    for kind in (RAISE, RAISE_SOFT):
+        count, position, value = _take("segops", device, kind)
+        if count:
+            what, first = ("label(s) or indices", value) if kind == RAISE else ("soft label(s)", _double_of_bits(value))
+            words = f"{count} {what} out of range inside a graph on {device}; the first is {first}"
+            found.append(f"{words} at flat position {position}")
+    if found:
+        raise ValueError(f"segops: {'; '.join(found)}")
 
 
 def _take(namespace: str, device: torch.device, kind: int) -> list[int]:
@@ -200,9 +205,13 @@ def describe_bad_probabilities(
 ) -> str:
     """`value` of a soft label is the bits of a double."""
     if _library.native is None:
-        first = struct.unpack("d", struct.pack("q", value))[0] if soft else value
+        first = _double_of_bits(value) if soft else value
         return f"segops.{op}: {name} has {count} label(s) outside [0, 1]; the first is {first}"
     return _library.native.describe_bad_probabilities(op, count, position, value, shape, soft, ignore_index, name)
+
+
+def _double_of_bits(bits: int) -> float:
+    return struct.unpack("d", struct.pack("q", bits))[0]
 
 
 def describe_bad_indices(

@@ -289,7 +289,7 @@ class TestWhatADeviceHasSeen:
 
     @pytest.fixture(autouse=True)
     def _clear(self) -> None:
-        for kind in (errors.COUNT, errors.RAISE):
+        for kind in (errors.COUNT, errors.RAISE, errors.RAISE_SOFT):
             self.take(kind)
 
     @staticmethod
@@ -325,6 +325,13 @@ class TestWhatADeviceHasSeen:
         self.meet({7: 8}, errors.RECORD)
         assert self.take(errors.COUNT) == self.take(errors.RAISE) == [0, 0, 0]
 
+    def test_soft_labels_are_kept_apart(self) -> None:
+        for kind, value in ((errors.RAISE, 9), (errors.RAISE_SOFT, 7)):
+            torch.ops.segops_simt.note_bad_data(torch.tensor([1, 2, value]), kind)
+        assert self.take(errors.COUNT) == [0, 0, 0]
+        assert self.take(errors.RAISE) == [1, 2, 9]
+        assert self.take(errors.RAISE_SOFT) == [1, 2, 7]
+
     def test_public_count(self) -> None:
         segops.take_bad_data_count()
         logits, target = make_logits((2, 5, 6, 7)), random_labels((2, 6, 7), 5)
@@ -338,9 +345,14 @@ class TestWhatADeviceHasSeen:
 def test_message_of_a_graph_tells_what_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    seen = [[0, 0, 0], [4, 12, 255]]
-    monkeypatch.setattr(errors, "_take", lambda *arguments: seen.pop(0))
+    seen = {errors.RAISE: [0, 0, 0], errors.RAISE_SOFT: [0, 0, 0]}
+    monkeypatch.setattr(errors, "_take", lambda namespace, device, kind: seen[kind])
     segops.check_errors()
+    seen[errors.RAISE] = [4, 12, 255]
     words = "4 label(s) or indices out of range inside a graph on cuda:1; the first is 255 at flat position 12"
+    with pytest.raises(ValueError, match=f"^{re.escape(f'segops: {words}')}$"):
+        segops.check_errors(1)
+    seen[errors.RAISE_SOFT] = [1, 3, int(torch.tensor(1.25, dtype=torch.float64).view(torch.int64))]
+    words += "; 1 soft label(s) out of range inside a graph on cuda:1; the first is 1.25 at flat position 3"
     with pytest.raises(ValueError, match=re.escape(words)):
         segops.check_errors(1)

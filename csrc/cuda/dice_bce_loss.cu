@@ -18,80 +18,89 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Share<V, kRows> share(in, cut);
   const Constants<T> constant(in);
   const Elements map{p.bce_map, p.map_stride_n, p.map_stride_c, p.map_stride_s};
-  const T* const logits = share.template first<T>(in.logits);
-  A* const losses = share.template first<A>(map);
+  const T* const logits = share.template first_of<T>(in.logits);
+  A* const losses = share.template first_of<A>(map);
   const int64_t stride = share.stride(in.logits), map_stride = share.stride(map);
 
+  using Positives = Staged<A, V, kRows, 1>;
+  SHARED_ARRAY(A, positives, Positives::kExtent);
+  const Positives staged(share, positives, [&](int channel, A(&of)[1]) {
+    of[0] = in.pos_weight ? static_cast<A>(device::load(in.pos_weight + channel)) : A(1);
+  });
+  SYNC_THREADS();
   A positive[K];
 #pragma unroll
-  for (int k = 0; k < K; ++k)
-    positive[k] = in.pos_weight ? static_cast<A>(device::load(in.pos_weight + share.channel_of(k))) : A(1);
-  A at_target[K] = {}, probs[K] = {}, targets[K] = {};
-  A loss_sum = 0, weight_sum = 0;
+  for (int k = 0; k < K; ++k) positive[k] = staged.at(0, share.own_of(k));
+
+  constexpr int kSums = 3 * K + 2;  // I, P and T of each channel, cross-entropy and its weight
+  SHARED_ARRAY(A, columns, kSums * kColumnPitch<V>);
+  const auto column = [&](int i) -> A& { return columns[i * kColumnPitch<V> + static_cast<int>(threadIdx.x)]; };
   BadOfThread bad;
 
-  for (int pass = 0; pass < cut.passes; pass += U) {
-    const Rows<U> rows(share, pass);
-    T x[U][V];
-    A label[U][V], weight[U][V], loss[U][V];
-    rows.load(logits, stride, x);
-    load_weights(in, share, rows, weight);
-    load_labels(in, share, rows, label,
-                [&](int u, int v, int64_t value) { bad.record(share.position(in, rows.row[u], v), value); });
+  constexpr int kSummed = Cut::kMostSummed / V;
+  for (int begin = 0; begin < cut.passes; begin += kSummed) {
+    A sums[kSums] = {};
+    const int end = cut.passes - begin < kSummed ? cut.passes : begin + kSummed;
+    for (int pass = begin; pass < end; pass += U) {
+      const Rows<U> rows(share, pass);
+      T x[U][V];
+      A label[U][V], weight[U][V], loss[U][V];
+      rows.load(logits, stride, x);
+      load_weights(in, share, rows, weight);
+      load_labels(in, share, rows, label,
+                  [&](int u, int v, int64_t value) { bad.record(share.position(in, rows.row[u], v), value); });
 #pragma unroll
-    for (int u = 0; u < U; ++u)
+      for (int u = 0; u < U; ++u)
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const int k = kRows ? v : 0;
-        loss[u][v] = 0;
-        if (!counts(label[u][v])) continue;
-        const A t = label[u][v];
-        const Sigmoid<T> of(widen<A>(x[u][v]));
-        loss[u][v] = weight[u][v] * constant.loss(of, t, positive[k]);
-        loss_sum += loss[u][v];
-        weight_sum += weight[u][v];
-        at_target[k] += of.prob * t;
-        probs[k] += constant.squared ? of.prob * of.prob : of.prob;
-        targets[k] += constant.squared ? t * t : t;
-      }
-    if (p.bce_map) rows.store(losses, map_stride, loss);
+        for (int v = 0; v < V; ++v) {
+          const int k = kRows ? v : 0;
+          loss[u][v] = 0;
+          if (!counts(label[u][v])) continue;
+          const A t = label[u][v];
+          const Sigmoid<T> of(widen<A>(x[u][v]));
+          loss[u][v] = weight[u][v] * constant.loss(of, t, positive[k]);
+          sums[3 * K] += loss[u][v];
+          sums[3 * K + 1] += weight[u][v];
+          sums[k] += of.prob * t;
+          sums[K + k] += constant.squared ? of.prob * of.prob : of.prob;
+          sums[2 * K + k] += constant.squared ? t * t : t;
+        }
+      if (!kNarrow<V> && p.bce_map) rows.store(losses, map_stride, loss);
+    }
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) column(i) = begin > 0 ? column(i) + sums[i] : sums[i];
   }
 
-  finish_cross_entropy<kThreads>(static_cast<double>(loss_sum), static_cast<double>(weight_sum), bad.all(), partial);
+  // Its barrier is that of `columns`, too.
+  finish_cross_entropy<kThreads>(static_cast<double>(column(3 * K)), static_cast<double>(column(3 * K + 1)), bad.all(),
+                                 partial);
   if (!p.overlap) return;
-  double* const out = partial.overlap + (share.image * cut.chunks + share.chunk) * 3 * in.channels;
+  double* const out = partial.overlap + share.sums() * 3 * in.channels;
   if constexpr (kRows) {
-    SHARED_ARRAY(A, columns, 3 * V * kThreads);
-    finish_channels<A, V>(at_target, probs, targets, share, columns, out);
+    finish_channels<A, V>(columns, share, out);
   } else {
     SHARED_ARRAY(double, scratch, kWarps);
-    const double sums[] = {static_cast<double>(at_target[0]), static_cast<double>(probs[0]),
-                           static_cast<double>(targets[0])};
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
-      const double total = block_sum<kThreads>(sums[i], scratch);
+      const double total = block_sum<kThreads>(static_cast<double>(column(i)), scratch);
       if (threadIdx.x == 0) out[i * in.channels + share.channel] = total;
     }
   }
 }
 
-template <class T, int V>
-cudaError_t launch(const DiceBceLossStatistics& p, const Cut& cut, const Partial& partial, cudaStream_t stream) {
-  const unsigned blocks = static_cast<unsigned>(cut.blocks());
-  if (cut.planar) return LAUNCH((dice_bce_loss_forward_kernel<T, V, false>), blocks, kThreads, 0, stream, p, cut, partial);
-  return LAUNCH((dice_bce_loss_forward_kernel<T, V, true>), blocks, kThreads, 0, stream, p, cut, partial);
-}
-
 template <class T>
 cudaError_t forward(const DiceBceLossStatistics& p, const Cut& cut, const Partial& partial, cudaStream_t stream) {
   if (cut.blocks() > INT32_MAX || p.in.channels > INT32_MAX / 2) return cudaErrorInvalidValue;
+  const auto launch = [&](auto vector, auto rows) {
+    return LAUNCH((dice_bce_loss_forward_kernel<T, decltype(vector)::value, decltype(rows)::value>),
+                  static_cast<unsigned>(cut.blocks()), cut.threads(), 0, stream, p, cut, partial);
+  };
   if (cut.blocks() > 0) {
-    const cudaError_t error =
-        cut.vector ? launch<T, kVector<T>>(p, cut, partial, stream) : launch<T, 1>(p, cut, partial, stream);
+    const cudaError_t error = with_template<T>(cut, launch);
     if (error != cudaSuccess) return error;
   }
-  return dice_ce::combine({p.in.batch, p.in.channels, p.overlap, p.bce, p.bad_labels}, cut.chunks, cut.blocks(), partial,
-                          stream);
+  return dice_ce::combine({p.in.batch, p.in.channels, p.overlap, p.bce, p.bad_labels}, cut.sums_of_image(), cut.blocks(),
+                          partial, stream);
 }
 
 Cut cut_of(const DiceBceLossStatistics& p) {
@@ -105,7 +114,7 @@ namespace segops::cuda {
 
 int64_t dice_bce_loss_scratch_bytes(const DiceBceLossStatistics& p) {
   const dice_bce::Cut cut = dice_bce::cut_of(p);
-  return dice_ce::Partial::bytes(p.in.batch * cut.chunks, p.in.channels, cut.blocks());
+  return dice_ce::Partial::bytes(p.in.batch * cut.sums_of_image(), p.in.channels, cut.blocks());
 }
 
 Failure dice_bce_loss_statistics(const DiceBceLossStatistics& p, void* scratch, void* stream) {

@@ -12,14 +12,26 @@ __global__ void __launch_bounds__(kThreads, 2) dice_bce_loss_backward_kernel(Dic
   const Share<V, kRows> share(in, cut);
   const Constants<T> constant(in);
   const Elements grad{p.grad_logits, p.grad_stride_n, p.grad_stride_c, p.grad_stride_s};
-  const T* const logits = share.template first<T>(in.logits);
-  T* const grads = share.template first<T>(grad);
+  const T* const logits = share.template first_of<T>(in.logits);
+  T* const grads = share.template first_of<T>(grad);
   const int64_t stride = share.stride(in.logits), grad_stride = share.stride(grad);
 
-  const A bce = p.grad_bce ? static_cast<A>(device::load(p.grad_bce)) : A(0);
+  using OfChannels = Staged<A, V, kRows, 3>;
+  SHARED_ARRAY(A, of_channels, OfChannels::kExtent);
+  SHARED_ARRAY(A, of_losses, 1);
+  const OfChannels staged(share, of_channels, [&](int channel, A(&of)[3]) {
+    const Slopes<A> slopes = slopes_of<A>(p, share.image, channel);
+    of[0] = slopes.i, of[1] = slopes.p, of[2] = slopes.q;
+  });
+  if (threadIdx.x == 0) of_losses[0] = p.grad_bce ? static_cast<A>(device::load(p.grad_bce)) : A(0);
+  SYNC_THREADS();
+  const A bce = of_losses[0];
   Slopes<A> slopes[K];
 #pragma unroll
-  for (int k = 0; k < K; ++k) slopes[k] = slopes_of<A>(p, share.image, share.channel_of(k));
+  for (int k = 0; k < K; ++k) {
+    const int own = share.own_of(k);
+    slopes[k] = {staged.at(0, own), staged.at(1, own), staged.at(2, own)};
+  }
 
   for (int pass = 0; pass < cut.passes; pass += U) {
     const Rows<U> rows(share, pass);
@@ -41,19 +53,15 @@ __global__ void __launch_bounds__(kThreads, 2) dice_bce_loss_backward_kernel(Dic
   }
 }
 
-template <class T, int V>
-cudaError_t launch(const DiceBceLossBackward& p, const Cut& cut, cudaStream_t stream) {
-  const unsigned blocks = static_cast<unsigned>(cut.blocks());
-  if (cut.planar) return LAUNCH((dice_bce_loss_backward_kernel<T, V, false>), blocks, kThreads, 0, stream, p, cut);
-  return LAUNCH((dice_bce_loss_backward_kernel<T, V, true>), blocks, kThreads, 0, stream, p, cut);
-}
-
 template <class T>
 cudaError_t backward(const DiceBceLossBackward& p, cudaStream_t stream) {
   const Cut cut(p.in, {p.grad_logits, p.grad_stride_n, p.grad_stride_c, p.grad_stride_s}, sizeof(T));
   if (cut.blocks() > INT32_MAX || p.in.channels > INT32_MAX / 2) return cudaErrorInvalidValue;
   if (cut.blocks() == 0) return cudaSuccess;
-  return cut.vector ? launch<T, kVector<T>>(p, cut, stream) : launch<T, 1>(p, cut, stream);
+  return with_template<T>(cut, [&](auto vector, auto rows) {
+    return LAUNCH((dice_bce_loss_backward_kernel<T, decltype(vector)::value, decltype(rows)::value>),
+                  static_cast<unsigned>(cut.blocks()), cut.threads(), 0, stream, p, cut);
+  });
 }
 
 }  // namespace

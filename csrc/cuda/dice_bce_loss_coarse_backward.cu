@@ -14,7 +14,7 @@ struct GatherPlan {
   int down, across;               // blocks
   int slab, slabs;                // channels of a block
   int piece_rows, piece_columns;  // fine pixels
-  int window, bytes;              // of shared memory
+  int constants, window, bytes;   // of shared memory
   GatherShared gather;
   static constexpr int64_t kEnough = 264, kMostShared = 72 * 1024;
   static constexpr int kMostPieceRows = 256, kMostPieceColumns = 512;
@@ -51,6 +51,7 @@ struct GatherPlan {
     across = static_cast<int>((p.horizontal.in + columns - 1) / columns);
     Parts parts;
     gather.take(parts, element == 8 ? 8 : 4, rows, columns, piece_rows, piece_columns, slab, slab);
+    constants = parts.take((3 * slab + 1) * (element == 8 ? 8 : 4));
     window = parts.take(slab * pitch_of((rows + 2) * (columns + 2), element) * element);
     bytes = parts.bytes;
     return bytes <= kMostShared && height <= kMostPieceRows && width <= kMostPieceColumns;
@@ -81,16 +82,23 @@ __global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
   Gather<T, true> gather(block, window, vertical, horizontal, shared, plan.gather);
   gather.begin(channels);
   const Constants<T> constant(in);
-  const A bce = p.loss.grad_bce ? static_cast<A>(device::load(p.loss.grad_bce)) : A(0);
+  // Read once a block: the derivatives with respect to the channels' sums, and to the cross-entropy.
+  A* const constants = reinterpret_cast<A*>(shared + plan.constants);
+  for (int c = static_cast<int>(threadIdx.x); c < channels; c += kCoarseThreads) {
+    const Slopes<A> slopes = slopes_of<A>(p.loss, image, first_channel + c);
+    constants[3 * c] = slopes.i, constants[3 * c + 1] = slopes.p, constants[3 * c + 2] = slopes.q;
+  }
+  if (threadIdx.x == 0) constants[3 * plan.slab] = p.loss.grad_bce ? static_cast<A>(device::load(p.loss.grad_bce)) : A(0);
 
   for (int piece_top = block.fine_top; piece_top < block.fine_bottom; piece_top += plan.piece_rows) {
     for (int piece_left = block.fine_left; piece_left < block.fine_right; piece_left += plan.piece_columns) {
       SYNC_THREADS();  // the piece before is done
       gather.move_to(piece_top, piece_left, plan.piece_rows, plan.piece_columns);
-      SYNC_THREADS();  // and window and totals are there
+      SYNC_THREADS();  // and window, totals and constants are there
+      const A bce = constants[3 * plan.slab];
       for (int i = static_cast<int>(threadIdx.x); i < channels * gather.span; i += kCoarseThreads) {
         const int c = i / gather.span, x = i - c * gather.span, channel = first_channel + c;
-        const Slopes<A> slopes = slopes_of<A>(p.loss, image, channel);
+        const Slopes<A> slopes{constants[3 * c], constants[3 * c + 1], constants[3 * c + 2]};
         gather.template sum_down<kFetched>(
             c, c, x, plan.rows,
             [&](int y) {

@@ -125,13 +125,15 @@ inline int64_t label_bytes(Dtype dtype) {
   return dtype == Dtype::uint8 ? 1 : dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
 }
 
-// Calls with a null pointer to the type of the labels.
-template <class Call>
+// Calls with a null pointer to the type of the labels, which is of 16 bits at most if kNarrow.
+template <bool kNarrow = false, class Call>
 __device__ __forceinline__ void with_label_type(Dtype dtype, const Call& call) {
+  if constexpr (!kNarrow) {
+    if (dtype == Dtype::float32) return call(static_cast<const float*>(nullptr));
+    if (dtype == Dtype::float64) return call(static_cast<const double*>(nullptr));
+  }
   switch (dtype) {
     case Dtype::uint8: return call(static_cast<const uint8_t*>(nullptr));
-    case Dtype::float32: return call(static_cast<const float*>(nullptr));
-    case Dtype::float64: return call(static_cast<const double*>(nullptr));
     case Dtype::bfloat16: return call(static_cast<const __nv_bfloat16*>(nullptr));
     default: return call(static_cast<const __half*>(nullptr));
   }

@@ -1,9 +1,9 @@
 // How the kernels of dice_bce_loss share out [N, C, S], and how they read and write it.
 //
-// A line is a plane (planar), or an image whose channels are last. Its rows are one vector each, or one pixel, or as many
-// pixels as make whole vectors: element e of a row is of channel e % C, and a thread, which has the same place in every row
-// it takes, has the same channels. It holds their sums and constants in registers; vectors are 16 bytes of logits, or one
-// element where anything is aligned otherwise.
+// A line is a plane (planar), or an image whose channels are last. Its rows are one vector each (planar), or pixels: as many
+// as make whole sectors where nothing lies between them, else one. Element e of a row is of channel e % C, and a thread,
+// which has the same place in every row it takes, has the same channels and holds their sums and constants in registers.
+// Vectors are 16 bytes of the widest type, or one element where anything is aligned otherwise.
 #pragma once
 #include <numeric>
 #include <type_traits>
@@ -20,118 +20,170 @@ constexpr int kAhead = V == 1   ? (sizeof(T) == 8 ? 2 : 4)
                        : V == 4 ? 2
                                 : 1;
 
-// The cut depends on shape, layout and alignment alone, and so do the sums.
+// Whole vectors of 16-bit logits are taken where labels are no wider, and neither weights of elements nor a map is there.
+template <int V>
+constexpr bool kNarrow = V == 8;
+
+// The cut depends on shape, types, layout and alignment alone, and so do the sums.
 struct Cut {
-  bool planar, vector;
+  bool planar;
+  int vector;      // elements
+  int64_t sector;  // elements of whole sectors, of every type
   int64_t lines;
   int64_t rows;  // of a line
   int64_t line_elements;
   int row_elements, row_pixels;
-  int slabs, slab;                          // of a row, in vectors
-  int depth;                                // rows side by side in a block
-  int passes;                               // rows of a thread
-  int64_t chunks;                           // of a line
-  static constexpr int64_t kBlocks = 1056;  // eight for each multiprocessor of the largest devices
-  static constexpr int kMostSummed = 64;    // elements of a thread, in float
+  bool shifted;     // rows begin at whole sectors of memory, which a line may begin within
+  int slabs, slab;  // of a row, in vectors
+  int depth;        // rows side by side in a block
+  int passes;       // rows of a thread
+  int64_t chunks;   // of a line
+  static constexpr int64_t kBlocks = 1056, kFewBlocks = 264;  // eight, two for each multiprocessor of the largest devices
+  static constexpr int kMostSummed = 64;                      // elements of a thread, in float
+  static constexpr int64_t kBytesOfChannel =
+      768;  // of inputs in a block: its sums of a channel are 24, the constants no more
 
   // result: what is written, of elements of so many bytes; null data for nothing.
   Cut(const DiceBceLossInputs& in, const Elements& result, int64_t result_bytes) {
     const int64_t c = in.channels, bytes = in.logits_dtype == Dtype::float64 ? 8 : in.logits_dtype == Dtype::float32 ? 4 : 2;
-    const int64_t most = 16 / bytes;
-    bool with_weight = true;
-    const auto every = [&](const auto& good) {
-      return good(in.logits, bytes) && good(in.target, label_bytes(in.target_dtype)) && good(result, result_bytes) &&
-             (!with_weight || good(in.pixel_weight, bytes == 8 ? 8 : 4));
+    const int64_t of_label = label_bytes(in.target_dtype), of_weight = bytes == 8 ? 8 : 4;
+    const auto every = [&](const auto& good, bool with_weight = true) {
+      return good(in.logits, bytes) && good(in.target, of_label) && good(result, result_bytes) &&
+             (!with_weight || good(in.pixel_weight, of_weight));
     };
     // Of one channel, planes may have gaps between their pixels: then they are rows, too.
     planar = every([](const Elements& of, int64_t) { return !of.data || of.stride_s == 1; });
-    with_weight = planar || in.pixel_weight.stride_c != 0;
+    const bool with_weight = planar || in.pixel_weight.stride_c != 0;
+    // Beside anything wider, 16-bit logits come in half vectors: a lane's two accesses would share their sectors.
+    const bool narrow = every([](const Elements& of, int64_t element) { return !of.data || element <= 2; }, with_weight);
+    const int64_t most = bytes == 2 && !narrow ? 4 : 16 / bytes;
+    sector = 32 / (of_label < bytes ? of_label : bytes);
+
+    const auto piece = [&](int64_t element) { return most * element < 16 ? most * element : 16; };
     const auto begins_aligned = [&](const Elements& of, int64_t element) {
-      const int64_t piece = most * element < 16 ? most * element : 16;
-      const auto whole = [&](int64_t extent, int64_t stride) { return extent <= 1 || stride * element % piece == 0; };
-      return !of.data || (reinterpret_cast<uintptr_t>(of.data) % static_cast<uintptr_t>(piece) == 0 &&
+      const auto whole = [&](int64_t extent, int64_t stride) {
+        return extent <= 1 || stride * element % piece(element) == 0;
+      };
+      return !of.data || (reinterpret_cast<uintptr_t>(of.data) % static_cast<uintptr_t>(piece(element)) == 0 &&
                           whole(in.batch, of.stride_n) && whole(planar ? c : 1, of.stride_c));
     };
     const auto pixels_aligned = [&](const Elements& of, int64_t element) {
-      return !of.data || in.pixels <= 1 || of.stride_s * element % (most * element < 16 ? most * element : 16) == 0;
+      return !of.data || in.pixels <= 1 || of.stride_s * element % piece(element) == 0;
     };
-    const auto dense = [&](const Elements& of, int64_t) { return !of.data || of.stride_s == c; };
+    const bool dense = every([&](const Elements& of, int64_t) { return !of.data || of.stride_s == c; }, with_weight);
+    const auto few = [&](int64_t v) { return c <= kThreads / 2 * v; };  // so that every slab has all channels
 
-    vector = every(begins_aligned);
-    row_pixels = 1;
-    if (planar) {
-      vector = vector && in.pixels % most == 0;
-      row_pixels = static_cast<int>(vector ? most : 1);
-      row_elements = row_pixels;
-    } else {
-      if (c % most != 0 || !every(pixels_aligned)) {
-        const int64_t vectors = c / std::gcd(c, most);  // that are whole pixels
-        vector = vector && c > 0 && every(dense) && c * in.pixels % most == 0 && vectors <= kThreads;
-        if (vector) row_pixels = static_cast<int>(vectors * most / c);
-      }
-      row_elements = static_cast<int>(row_pixels * c);
-    }
-    share_out(in, vector ? most : 1);
+    bool vectors = every(begins_aligned, with_weight);
+    if (planar)
+      vectors = vectors && in.pixels % most == 0;
+    else
+      vectors = vectors &&
+                ((dense && few(most) && c * in.pixels % most == 0) || (c % most == 0 && every(pixels_aligned, with_weight)));
+    vector = static_cast<int>(vectors ? most : 1);
+    row_pixels = planar ? vector : dense && few(vector) && c > 0 ? static_cast<int>(sector / std::gcd(c, sector)) : 1;
+    row_elements = static_cast<int>(planar ? row_pixels : row_pixels * c);
+    shifted = planar && !vectors &&
+              every([&](const Elements& of,
+                        int64_t) { return !of.data || (of.stride_c == in.pixels && of.stride_n == c * in.pixels); },
+                    false);
+    share_out(in, bytes + of_label);
   }
 
   int64_t blocks() const { return lines * slabs * chunks; }
+  int threads() const { return (depth * slab + device::kWarp - 1) / device::kWarp * device::kWarp; }
+  // Of rows of several pixels, each slab has sums of every channel; else each has channels of its own.
+  SEGOPS_HOST_DEVICE bool whole_slabs() const { return !planar && row_pixels > 1; }
+  SEGOPS_HOST_DEVICE int64_t sums_of_image() const { return whole_slabs() ? chunks * slabs : chunks; }
 
  private:
-  void share_out(const DiceBceLossInputs& in, int64_t v) {
+  void share_out(const DiceBceLossInputs& in, int64_t bytes) {
+    const int64_t v = vector, width = row_elements / v;
     lines = planar ? in.batch * in.channels : in.batch;
     line_elements = planar ? in.pixels : in.pixels * in.channels;
-    rows = in.pixels / row_pixels;  // whole ones: vectors are taken only where they divide the line
-    const int64_t width = row_elements / v;
+    rows = (in.pixels + (shifted ? sector - 1 : 0) + row_pixels - 1) / row_pixels;
     slabs = static_cast<int>((width + kThreads - 1) / kThreads);
     slab = static_cast<int>(slabs > 0 ? (width + slabs - 1) / slabs : 1);
+    const int whole = static_cast<int>(sector / v);
+    if (slabs > 1) slab = (slab + whole - 1) / whole * whole;
     depth = kThreads / slab;
-    const int64_t step = v > 1 ? 2 : 4, most = kMostSummed / v, wanted = lines * rows * width / (kBlocks * kThreads);
-    passes = static_cast<int>(wanted < most ? wanted / step * step + step : most);
+
+    // Blocks enough for every device, but where sums and constants would be much beside what they are of.
+    const int64_t step = v > 1 ? 2 : 4, vectors = lines * rows * width;
+    const auto to_make = [&](int64_t blocks) { return vectors / (blocks * kThreads) / step * step + step; };
+    const auto smaller = [](int64_t a, int64_t b) { return a < b ? a : b; };
+    const int64_t of_pass = slab * depth * v, channels = planar ? 1 : smaller(in.channels, slab * v);
+    const int64_t least = smaller(kBytesOfChannel * channels / (bytes * of_pass) / step * step + step, to_make(kFewBlocks));
+    const int64_t wanted = smaller(to_make(kBlocks), kMostSummed / v);
+    passes = static_cast<int>(wanted > least ? wanted : least);
     const int64_t chunk = static_cast<int64_t>(passes) * depth;
     chunks = (rows + chunk - 1) / chunk;
   }
 };
 
+// Calls with the vector and whether lines are rows of pixels, as types: the template arguments of the kernels for T.
+template <class T, class Call>
+cudaError_t with_template(const Cut& cut, const Call& call) {
+  const auto with = [&](auto vector) {
+    return cut.planar ? call(vector, std::false_type()) : call(vector, std::true_type());
+  };
+  if (cut.vector == 1) return with(std::integral_constant<int, 1>());
+  if constexpr (sizeof(T) == 2)
+    if (cut.vector < kVector<T>) return with(std::integral_constant<int, kVector<T> / 2>());
+  return with(std::integral_constant<int, kVector<T>>());
+}
+
 // What one thread has of the block's chunk.
 template <int V, bool kRows>
 struct Share {
-  static constexpr int kChannels = kRows ? V : 1;  // of a thread
+  static constexpr int kChannels = kRows ? V : 1;                 // of a thread
+  static constexpr int kMostChannels = kRows ? kThreads * V : 1;  // of a block
   const Cut& cut;
-  int64_t image, chunk;
-  int64_t begin;      // its first row
-  int channel;        // planar: of the line
-  int first_vector;   // of the slab
-  int slot, element;  // in the block's rows, in a row
+  int image, chunk;  // what follows from few numbers is computed anew: registers are scarce
+  int64_t begin;     // the thread's first row
+  int channel;       // planar: of the line
+  int slab;          // of the rows
+  int element;       // in a row
   int channels;
   bool active;
 
   __device__ __forceinline__ Share(const DiceBceLossInputs& in, const Cut& cut_)
       : cut(cut_), channels(static_cast<int>(in.channels)) {
     const unsigned part = blockIdx.x / static_cast<unsigned>(cut.chunks);
-    chunk = blockIdx.x - part * static_cast<unsigned>(cut.chunks);
-    if constexpr (kRows) {
-      image = part / static_cast<unsigned>(cut.slabs);
-      first_vector = static_cast<int>(part % static_cast<unsigned>(cut.slabs)) * cut.slab;
-      channel = 0;
-    } else {
-      image = part / static_cast<unsigned>(channels);
-      channel = static_cast<int>(part % static_cast<unsigned>(channels));
-      first_vector = 0;
-    }
-    const int thread = static_cast<int>(threadIdx.x);
-    slot = thread / cut.slab;
-    element = (first_vector + thread - slot * cut.slab) * V;
-    active = slot < cut.depth && element < cut.row_elements;
-    begin = chunk * cut.passes * cut.depth;
+    const int thread = static_cast<int>(threadIdx.x), slot = thread / cut.slab;
+    chunk = static_cast<int>(blockIdx.x - part * static_cast<unsigned>(cut.chunks));
+    begin = static_cast<int64_t>(chunk) * cut.passes * cut.depth + slot;
+    const unsigned of_image = static_cast<unsigned>(kRows ? cut.slabs : channels);
+    image = static_cast<int>(part / of_image);
+    channel = kRows ? 0 : static_cast<int>(part % of_image);
+    slab = kRows ? static_cast<int>(part % of_image) : 0;
+    if (!kRows && cut.shifted) begin -= part * in.pixels & (cut.sector - 1);
+    element = first() + (thread - slot * cut.slab) * V;
+    active = slot < cut.depth && element < first() + width();
   }
 
-  // Channel of the thread's element v, and the row's pixel that it is of.
+  // Elements of the slab in a row.
+  __device__ __forceinline__ int first() const { return slab * cut.slab * V; }
+  __device__ __forceinline__ int width() const {
+    const int rest = cut.row_elements - first();
+    return rest < cut.slab * V ? rest : cut.slab * V;
+  }
+  // Channels of the block: from that of the slab's first element on.
+  __device__ __forceinline__ int own() const { return !kRows ? 1 : cut.whole_slabs() ? channels : width(); }
+  // The place of the block's sums.
+  __device__ __forceinline__ int64_t sums() const {
+    return image * cut.sums_of_image() + chunk + (cut.whole_slabs() ? slab * cut.chunks : 0);
+  }
+
+  // Channel of the thread's element v, its place among the block's, and the row's pixel that it is of.
   __device__ __forceinline__ int channel_of(int v) const { return kRows ? (element + v) % channels : channel; }
+  __device__ __forceinline__ int own_of(int v) const { return kRows ? (element - first() + v) % own() : 0; }
   __device__ __forceinline__ int pixel_of(int v) const { return kRows ? (element + v) / channels : v; }
+  // Of the block's channel i.
+  __device__ __forceinline__ int channel_at(int i) const { return kRows ? (first() + i) % channels : channel; }
 
   // The thread's element in row 0 of the line.
   template <class E>
-  __device__ __forceinline__ E* first(const Elements& of) const {
+  __device__ __forceinline__ E* first_of(const Elements& of) const {
     const E* const line = static_cast<const E*>(of.data) + image * of.stride_n;
     return const_cast<E*>(line + (kRows ? element : channel * of.stride_c));
   }
@@ -139,8 +191,30 @@ struct Share {
 
   // Flat index in [N, C, S] of element v in a row.
   __device__ __forceinline__ int64_t position(const DiceBceLossInputs& in, int64_t row, int v) const {
-    return (image * channels + channel_of(v)) * in.pixels + row * cut.row_pixels + pixel_of(v);
+    return (static_cast<int64_t>(image) * channels + channel_of(v)) * in.pixels + row * cut.row_pixels + pixel_of(v);
   }
+};
+
+// Constants of the block's channels, which all its threads read: once, to shared memory. Elements of a row that are V apart
+// are in different banks.
+template <class A, int V, bool kRows, int kCount>
+struct Staged {
+  static constexpr int kPitch = Share<V, kRows>::kMostChannels / device::kWarp + Share<V, kRows>::kMostChannels;
+  static constexpr int kExtent = kCount * kPitch;
+  A* shared;
+
+  // of(channel, values): what to keep of it. Every thread of the block takes part; a barrier must follow.
+  template <class Of>
+  __device__ __forceinline__ Staged(const Share<V, kRows>& share, A* shared_, const Of& of) : shared(shared_) {
+    for (int i = static_cast<int>(threadIdx.x); i < share.own(); i += static_cast<int>(blockDim.x)) {
+      A values[kCount];
+      of(share.channel_at(i), values);
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) at(k, i) = values[k];
+    }
+  }
+
+  __device__ __forceinline__ A& at(int k, int i) const { return shared[k * kPitch + i + i / device::kWarp]; }
 };
 
 // Some rows of a thread.
@@ -149,12 +223,13 @@ struct Rows {
   int64_t row[U];
   bool inside[U];
 
-  template <class Share>
-  __device__ __forceinline__ Rows(const Share& share, int pass) {
+  template <int V, bool kRows>
+  __device__ __forceinline__ Rows(const Share<V, kRows>& share, int pass) {
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      row[u] = share.begin + static_cast<int64_t>(pass + u) * share.cut.depth + share.slot;
-      inside[u] = share.active && row[u] * share.cut.row_elements + share.element < share.cut.line_elements;
+      row[u] = share.begin + static_cast<int64_t>(pass + u) * share.cut.depth;
+      inside[u] = share.active && (kRows || row[u] >= 0) &&
+                  row[u] * share.cut.row_elements + share.element < share.cut.line_elements;
     }
   }
 
@@ -177,10 +252,10 @@ struct Rows {
 template <int V, bool kRows, int U, class A, class Note>
 __device__ __forceinline__ void load_labels(const DiceBceLossInputs& in, const Share<V, kRows>& share, const Rows<U>& rows,
                                             A (&label)[U][V], const Note& note) {
-  with_label_type(in.target_dtype, [&](const auto* type) {
+  with_label_type<kNarrow<V>>(in.target_dtype, [&](const auto* type) {
     using L = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
     L raw[U][V];
-    rows.load(share.template first<L>(in.target), share.stride(in.target), raw);
+    rows.load(share.template first_of<L>(in.target), share.stride(in.target), raw);
 #pragma unroll
     for (int u = 0; u < U; ++u)
 #pragma unroll
@@ -198,8 +273,8 @@ __device__ __forceinline__ void load_weights(const DiceBceLossInputs& in, const 
     for (int u = 0; u < U; ++u)
 #pragma unroll
       for (int v = 0; v < V; ++v) weight[u][v] = 1;
-  } else if (!kRows || of.stride_c != 0) {
-    rows.load(share.template first<A>(of), share.stride(of), weight);
+  } else if (!kNarrow<V> && (!kRows || of.stride_c != 0)) {
+    rows.load(share.template first_of<A>(of), share.stride(of), weight);
   } else {
     const A* const line = static_cast<const A*>(of.data) + share.image * of.stride_n;
 #pragma unroll

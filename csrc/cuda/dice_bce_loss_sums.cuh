@@ -32,36 +32,31 @@ __device__ __forceinline__ void finish_cross_entropy(double loss, double weight,
   partial.bad[blockIdx.x] = bad;
 }
 
-// The sums I, P and T of the channels of rows, from those of each thread's V elements; `columns` is for all of them. A few
-// lanes add up one of them.
+// Between the columns of a vector's elements, so that neighbouring elements are in different banks.
+template <int V>
+constexpr int kColumnPitch = kThreads + device::kWarp / V;
+
+// The sums I, P and T of the block's channels, from `columns`: [sum][element of a vector][thread]. A barrier must precede.
+// As many lanes add up one of them as the block has: neighbouring sums are written together.
 template <class A, int V>
-__device__ __forceinline__ void finish_channels(const A (&at_target)[V], const A (&probs)[V], const A (&targets)[V],
-                                                const Share<V, true>& share, A* columns, double* out) {
+__device__ __forceinline__ void finish_channels(const A* columns, const Share<V, true>& share, double* out) {
   const Cut& cut = share.cut;
-  const int thread = static_cast<int>(threadIdx.x);
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    columns[v * kThreads + thread] = share.active ? at_target[v] : A(0);
-    columns[(V + v) * kThreads + thread] = share.active ? probs[v] : A(0);
-    columns[(2 * V + v) * kThreads + thread] = share.active ? targets[v] : A(0);
-  }
-  SYNC_THREADS();
-  // Elements of the slab's rows, side by side; channels of rows of several pixels come again in each.
-  const int first = share.first_vector * V, rest = cut.row_elements - first, slab = cut.slab * V;
-  const int width = rest < slab ? rest : slab, own = width < share.channels ? width : share.channels;
-  const int pixels = width / own, terms = cut.depth * pixels;
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), own = share.own();
+  // Channels of rows of several pixels come again in each.
+  const int pixels = (share.width() + own - 1) / own, terms = cut.depth * pixels;
   int lanes = 1;
-  while (lanes < device::kWarp && lanes * 8 < terms) lanes *= 2;
+  while (lanes < device::kWarp && 2 * lanes * 3 * own <= threads) lanes *= 2;
   const int lane = thread % lanes;
-  for (int base = 0; base < 3 * own; base += kThreads / lanes) {
+  for (int base = 0; base < 3 * own; base += threads / lanes) {
     const int index = base + thread / lanes, which = index / own, channel = index - which * own;
     double total = 0;
     for (int i = lane; index < 3 * own && i < terms; i += lanes) {
       const int slot = i / pixels, element = (i - slot * pixels) * own + channel;
-      total += static_cast<double>(columns[(which * V + element % V) * kThreads + slot * cut.slab + element / V]);
+      if (element >= share.width()) continue;
+      total += static_cast<double>(columns[(which * V + element % V) * kColumnPitch<V> + slot * cut.slab + element / V]);
     }
     for (int mask = lanes / 2; mask > 0; mask /= 2) total += device::shuffle_xor(total, mask);
-    if (lane == 0 && index < 3 * own) out[which * share.channels + first % share.channels + channel] = total;
+    if (lane == 0 && index < 3 * own) out[which * share.channels + share.channel_at(channel)] = total;
   }
 }
 

@@ -67,8 +67,8 @@ Failure dilated_conv2d_grad_input(const DilatedConvGradInput& params, void* scra
 int64_t dilated_conv2d_grad_weight_scratch_bytes(const DilatedConvGradWeight& params);
 Failure dilated_conv2d_grad_weight(const DilatedConvGradWeight& params, void* scratch, void* stream);
 
-// Adds a record of bad data to what the device has seen, one record for each on_bad (csrc/torch/bad_data.h); and moves what
-// it has seen to `out`.
+// Adds a record of bad data to what the device has seen, one record for each on_bad from 1 on (csrc/torch/bad_data.h); and
+// moves what it has seen to `out`.
 Failure note_bad_data(const BadData* record, int64_t on_bad, void* stream);
 Failure take_bad_data(BadData* out, int64_t on_bad, void* stream);
 

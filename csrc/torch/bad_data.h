@@ -9,6 +9,7 @@ constexpr int64_t kRecordBad = 0;  // leave it at the record; the caller reads i
 constexpr int64_t kCountBad = 1;   // add to the count of the process, or of the device
 constexpr int64_t kRaiseBad = 2;   // raise, where nobody reads the record (inside a compiled graph); a device keeps it for
                                    // segops.check_errors
+constexpr int64_t kRaiseSoftBad = 3;  // no argument, but where a device keeps soft labels, whose values are bits of doubles
 
 namespace binding {
 // Adds a record, int64 [3], to the count; on a device also to what is to be raised.

@@ -169,10 +169,11 @@ Sums statistics_of(const Inputs& inputs, const Tensor& logits, const Tensor& tar
   }
   p.bad_labels = static_cast<BadData*>(errors.mutable_data_ptr());
   run(p);
+  const bool soft = inputs.in.target_dtype != Dtype::uint8;
   if (on_bad == kRaiseBad && logits.is_cpu() && p.bad_labels->count > 0)
-    fail(describe_bad_probabilities(kOp, *p.bad_labels, sizes_of(target), inputs.in.target_dtype != Dtype::uint8,
+    fail(describe_bad_probabilities(kOp, *p.bad_labels, sizes_of(target), soft,
                                     inputs.in.ignores ? std::optional<int64_t>(inputs.in.ignore_index) : std::nullopt));
-  if (on_bad != kRecordBad) note_bad_data(errors, on_bad);
+  if (on_bad != kRecordBad) note_bad_data(errors, soft && on_bad == kRaiseBad ? kRaiseSoftBad : on_bad);
   return {overlap, bce, map, errors};
 }
 

@@ -149,7 +149,8 @@ def dice_bce_loss(
             of the positive part of the cross-entropy, as in torch.
         pixel_weight: [N, *spatial], [N, 1, *spatial] or of the target's shape: multiplies each element's cross-entropy
             and its share of the mean's denominator.
-        ignore_index: label of elements that count nowhere; their gradient is zero, also where their logits are NaN.
+        ignore_index: label of elements that count nowhere; their gradient is zero, also where their logits are NaN. One
+            that the target's dtype does not have is no element's label.
         bce_weight: factor of the cross-entropy; 0 leaves it out.
         dice_weight: factor of the overlap term; 0 leaves it out.
         focal_gamma: >= 0; of the cross-entropy.
@@ -199,14 +200,15 @@ def dice_bce_loss(
     accumulate = common.accumulation_dtype(logits)
     with_map = reduction == "none"
     given = target
+    ignored = ignore_index if ignore_index is None or _has(target.dtype, ignore_index) else None
     logits, target, pos_weight, pixel_weight = with_channels(logits, target, pos_weight, pixel_weight)
     if interpolate and (chosen == "reference" or not common.is_coarse(logits, target)):
         logits = interpolated(logits.to(accumulate), target.shape[2:], align_corners)
         interpolate = False
     if chosen == "reference":
-        _report_bad_labels(given, ignore_index, validate)
+        _report_bad_labels(given, ignored, ignore_index, validate)
         sums, bce_sums, bce_map = reference.statistics(
-            logits.to(accumulate), target, pos_weight, pixel_weight, ignore_index, float(focal_gamma), squared
+            logits.to(accumulate), target, pos_weight, pixel_weight, ignored, float(focal_gamma), squared
         )
     else:
         ops = getattr(torch.ops, backends.namespace(chosen))
@@ -219,7 +221,7 @@ def dice_bce_loss(
             target,
             pos_weight,
             pixel_weight,
-            ignore_index,
+            ignored,
             float(focal_gamma),
             squared,
             not with_map and (dice_weight != 0 or return_parts),
@@ -249,11 +251,26 @@ def dice_bce_loss(
     return loss.to(dtype), DiceBCELossParts(bce, dice, scores)
 
 
-def _report_bad_labels(target: Tensor, ignore_index: int | None, validate: str) -> None:
-    """Raise or count, as `validate` says, not inside a compiled graph."""
+def _has(dtype: torch.dtype, value: int) -> bool:
+    """Whether a label of this dtype can equal `value`. What is rounded to it, or is it modulo 256, is another label."""
+    if not dtype.is_floating_point:
+        return 0 <= value <= (1 if dtype == torch.bool else 255)
+    info = torch.finfo(dtype)
+    if not -info.max <= value <= info.max:
+        return False
+    whole = int(2 / info.eps)  # integers up to here are numbers of the dtype
+    while not -whole <= value <= whole:
+        if value % 2:
+            return False
+        value //= 2
+    return True
+
+
+def _report_bad_labels(target: Tensor, ignored: int | None, ignore_index: int | None, validate: str) -> None:
+    """Raise or count, as `validate` says, not inside a compiled graph. `ignored`: the index, if a label can be it."""
     if validate == "off" or torch.compiler.is_compiling():
         return
-    bad = reference.bad_labels(target, ignore_index)
+    bad = reference.bad_labels(target, ignored)
     count = int(bad.sum())
     if count and validate == "count":
         errors.count_bad_data(count)

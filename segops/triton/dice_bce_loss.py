@@ -269,13 +269,15 @@ def _grid(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[int, int
 
 
 def _report(bad_labels: Tensor, target: Tensor, ignore_index: int | None, on_bad: int) -> None:
+    soft = target.is_floating_point()
     if bad_labels.is_cuda:
         if _library.cuda_unavailable is None:
-            torch.ops.segops.note_bad_data(bad_labels, on_bad)
+            kept = errors.RAISE_SOFT if soft and on_bad == errors.RAISE else on_bad
+            torch.ops.segops.note_bad_data(bad_labels, kept)
         return
     count, position, label = bad_labels.tolist()
     if on_bad == errors.COUNT:
         errors.count_bad_data(count)
     elif count:
-        shape, soft = list(target.shape), target.is_floating_point()
+        shape = list(target.shape)
         raise RuntimeError(errors.describe_bad_probabilities(OP, count, position, label, shape, soft, ignore_index))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -131,15 +132,36 @@ def test_bad_labels(
     assert torch.equal(off, expected_loss)
 
 
-def test_ignore_index_that_a_dtype_does_not_have(backend: str, device: str) -> None:
-    """156 is -100 in 8 bits, and no label."""
-    logits, target = make_logits(SHAPE, device=device), make_target(SHAPE, device=device)
-    plain = segops.dice_bce_loss(logits, target, backend=backend)
-    assert torch.equal(segops.dice_bce_loss(logits, target, ignore_index=-100, backend=backend), plain)
-    target[0, 0, 0, 0] = 156
+@pytest.mark.parametrize(
+    ("dtype", "ignore_index", "label"),
+    [
+        (torch.bool, 255, True),
+        (torch.bool, 256, False),
+        (torch.uint8, 257, 1),
+        (torch.uint8, -255, 1),
+        (torch.uint8, -100, 156),
+        (torch.bfloat16, 257, 256),
+        (torch.float16, 70000, math.inf),
+        (torch.float32, (1 << 24) + 1, 1 << 24),
+        (torch.float64, (1 << 53) + 1, 1 << 53),
+    ],
+    ids=str,
+)
+def test_ignore_index_that_a_dtype_does_not_have(
+    dtype: torch.dtype, ignore_index: int, label: float, backend: str, device: str
+) -> None:
+    """Labels that are it but for rounding, or modulo 256: those of one count, others are bad."""
+    logits, target = make_logits(SHAPE, device=device), make_target(SHAPE, device=device).to(dtype)
+    target[0, 0, 0, 0] = label
     segops.take_bad_data_count()
-    segops.dice_bce_loss(logits, target, ignore_index=-100, validate="count", backend=backend)
-    assert segops.take_bad_data_count() == 1
+    options = {"validate": "count", "return_parts": True, "backend": backend}
+    without = segops.dice_bce_loss(logits, target, **options)
+    bad = segops.take_bad_data_count()
+    assert bad == (label not in (0, 1))
+    loss = segops.dice_bce_loss(logits, target, ignore_index=ignore_index, **options)
+    assert segops.take_bad_data_count() == bad
+    assert torch.equal(loss[0], without[0])
+    assert torch.equal(loss[1].scores, without[1].scores)
 
 
 def test_gradient_goes_to_the_logits_alone(backend: str, device: str) -> None:

@@ -18,60 +18,59 @@ def traffic(
     label: str,
     channels: int,
     layout: str,
-    times: float = 1.05,
-    written: float = 1.05,
-    constants: float = 0.08,
+    read: float = 1.05,
     sums: float = 0.05,
     aligned: bool = True,
-    conflicts: float = 0.0,
+    conflicts: tuple[float, float] = (0.0, 0.0),
 ) -> Traffic:
-    """Logits and labels are read once, and the gradient is written once: at most so many `times`.
+    """Logits and labels are read once, and the gradient is written once.
 
-    constants: of the inputs, for what each thread of backward reads of its channels before its two vectors; a thread
-        of a large input has up to sixteen.
-    sums: of the inputs, for the sums of blocks.
+    read: by backward, with its channels' constants; forward has none without pos_weight.
+    sums: of the inputs, that blocks of forward leave for the kernel that adds them up.
+    conflicts: of forward, of backward.
     """
     pixels = PIXELS if aligned else ODD_PIXELS
     logits, labels = channels * pixels * ELEMENT[dtype], channels * pixels * ELEMENT[label]
     floor = logits + labels
-    inputs, partial = Bytes(floor, times), Bytes(0, beside=sums * floor)
+    partial = Bytes(0, beside=sums * floor)
     return Traffic(
         f"{dtype}, {label} labels, {channels} channels, {layout}" + ("" if aligned else ", unaligned"),
         case(dtype=dtype, label=label, c=channels, s=pixels, layout=layout),
         {
-            "dice_bce_loss_forward": Moves(inputs, partial, conflicts),
+            "dice_bce_loss_forward": Moves(Bytes(floor, 1.01), partial, conflicts[0]),
             "dice_ce_loss_combine": Moves(partial, partial),
-            "dice_bce_loss_backward": Moves(Bytes(floor, times, constants * floor), Bytes(logits, written)),
+            "dice_bce_loss_backward": Moves(Bytes(floor, read), Bytes(logits, 1.01), conflicts[1]),
         },
     )
 
 
 TRAFFIC = [
     *(
-        traffic(dtype, "uint8", channels, "planar")
+        traffic(dtype, "uint8", channels, "planar", 1.02)
         for dtype, channels in itertools.product(("float32", "bfloat16"), (1, 3, 19))
     ),
-    # Eight labels of four bytes are two accesses that share sectors: the second is for the first-level cache.
-    *(traffic("bfloat16", "float32", channels, "planar", 1.67) for channels in (1, 19)),
-    # A row is whole pixels: its last vectors may end within a sector. The more channels, the fewer elements of each a
-    # block has, and the more sums for its size.
-    traffic("float32", "uint8", 3, "channels_last", 1.08, constants=0.4, conflicts=0.4),
-    traffic("float32", "uint8", 19, "channels_last", 1.08, constants=1.2, sums=0.1, conflicts=1.1),
-    traffic("bfloat16", "uint8", 3, "channels_last", 1.08, constants=0.6, conflicts=0.9),
-    traffic("bfloat16", "uint8", 19, "channels_last", 1.08, constants=2.0, sums=0.12, conflicts=0.5),
-    traffic("float32", "uint8", 150, "channels_last", 1.08, constants=2.5, sums=0.17, conflicts=1.25),
-    # Lines that begin anywhere cost a sector a request.
-    traffic("float32", "uint8", 3, "planar", 1.3, 1.2, constants=0.16, sums=0.06, aligned=False),
-    traffic("bfloat16", "uint8", 3, "channels_last", 1.7, 1.5, constants=0.4, sums=0.12, aligned=False, conflicts=0.2),
+    *(traffic("bfloat16", "float32", channels, "planar", 1.02) for channels in (1, 19)),
+    # Blocks leave three sums of each of many channels. These images are small, and cut into 171 to 256 blocks, lest
+    # multiprocessors be idle: 128 to 192 pixels a block. Of four images of 512 by 512 pixels a block has more.
+    traffic("float32", "uint8", 3, "channels_last", 1.02, conflicts=(0.3, 0.0)),
+    traffic("float32", "uint8", 19, "channels_last", 1.05, 0.06, conflicts=(0.3, 0.0)),
+    traffic("bfloat16", "uint8", 3, "channels_last", 1.02, conflicts=(0.4, 0.0)),
+    traffic("bfloat16", "uint8", 19, "channels_last", 1.05, 0.075, conflicts=(0.4, 0.0)),
+    traffic("float32", "uint8", 150, "channels_last", 1.05, 0.056, conflicts=(0.2, 0.7)),
+    # Lines that begin anywhere are read element by element: blocks are a quarter as large, and so is what a block's
+    # constants and sums are beside.
+    traffic("float32", "uint8", 3, "planar", 1.03, 0.06, aligned=False),
+    traffic("bfloat16", "uint8", 3, "channels_last", 1.06, 0.16, aligned=False, conflicts=(0.2, 0.0)),
 ]
 
 _HALF_OR_SINGLE = "(?:float|bfloat16|float16)"
 
-#: Two blocks of 256 threads on a multiprocessor. Vectors are 16 bytes of logits; the loads of labels are of all their
-#: types.
+#: Two blocks of 256 threads on a multiprocessor. Vectors are 16 bytes of logits, or half of that beside wider labels;
+#: the loads of labels are of all their types.
 LIMITS = (
     Limit(rf"dice_bce_loss_forward<{_HALF_OR_SINGLE}, [48], \w+>", 128, at_least={"ldg128": 1}, calls=OF_FLOAT),
-    Limit(rf"dice_bce_loss_backward<{_HALF_OR_SINGLE}, [48], \w+>", 128, 0, 0, {"ldg128": 1, "stg128": 1}, OF_FLOAT),
+    Limit(r"dice_bce_loss_backward<(?:float, 4|b?float16, 8), \w+>", 128, 0, 0, {"ldg128": 1, "stg128": 1}, OF_FLOAT),
+    Limit(r"dice_bce_loss_backward<b?float16, 4, \w+>", 128, 0, 0, {"ldg128": 1, "stg64": 1}, OF_FLOAT),
     Limit(rf"dice_bce_loss_(?:forward|backward)<{_HALF_OR_SINGLE}, 1, \w+>", 128, calls=OF_FLOAT),
     Limit(r"dice_bce_loss_(?:forward|backward)<double, .*>", 128, calls=(*OF_DOUBLE, "accurate_pow")),
     *triton.LIMITS,

@@ -29,6 +29,22 @@ MUTANTS = (
         (3, 4),
     ),
     Mutant(
+        "bce, coarse: taps read at once",
+        UNREAD,
+        BACKWARD,
+        "      SYNC_THREADS();  // and window, totals and constants are there\n",
+        "",
+        (3, 4),
+    ),
+    Mutant(
+        "bce, coarse: constants of the first channel",
+        WRONG,
+        BACKWARD,
+        "slopes{constants[3 * c], constants[3 * c + 1],",
+        "slopes{constants[0], constants[1],",
+        (3,),
+    ),
+    Mutant(
         "bce, coarse: rows of the first warp",
         WRONG,
         FORWARD,
