@@ -14,6 +14,9 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+#ifdef SEGOPS_OWN_THREADS
+#include <thread>
+#endif
 
 #include "parallel.h"
 #include "segops/types.h"
@@ -219,14 +222,20 @@ inline void check(cuda::Failure failure, const char* op) {
 }
 #endif
 
-// The framework's own threads.
+// The framework's own threads; in a build for ThreadSanitizer, which does not see how those wait for each other, new ones.
 inline Parallel threads() {
   uint32_t count = 1;
   TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&count));
   return Parallel{static_cast<int32_t>(count), [](int32_t workers, void (*body)(void*, int32_t), void* context) {
+#ifdef SEGOPS_OWN_THREADS
+                    std::vector<std::thread> running;
+                    for (int32_t w = 0; w < workers; ++w) running.emplace_back(body, context, w);
+                    for (std::thread& one : running) one.join();
+#else
                     torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
                       for (int64_t w = begin; w < end; ++w) body(context, static_cast<int32_t>(w));
                     });
+#endif
                   }};
 }
 
