@@ -15,7 +15,7 @@ FUZZ := 10000
 BENCH := $(BIN)/python -m pytest benchmarks --benchmark-json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build bench bench-recycled bench-default lint traffic sass mutants fuzz triton gpu arm64 clean
+.PHONY: help demo test build bench bench-recycled bench-default lint traffic sass mutants fuzz tsan export triton gpu arm64 clean
 
 help:
 	@echo "make demo    train a small U-Net on scenes of digits (about two minutes) and time the operators here"
@@ -27,6 +27,7 @@ help:
 	@echo "make sass    registers, spills and instructions of the CUDA and Triton kernels, against limits"
 	@echo "make mutants plant bugs into the CUDA kernels: each must be caught (minutes)"
 	@echo "make fuzz    random shapes and corrupt indices under sanitizers; FUZZ=10000 for how many (minutes)"
+	@echo "make export  a network of every family through torch.export and ONNX (minutes)"
 	@echo "make triton  all operator tests in Triton's interpreter, not a share (minutes)"
 	@echo "make gpu     on a GPU: all tests, compute-sanitizer and benchmarks, into one report folder"
 	@echo "make arm64   compile the CPU kernels for arm64 and run them in an emulator"
@@ -87,6 +88,9 @@ fuzz: $(VENV)/.test
 
 gpu: $(VENV)/.test
 	$(BIN)/python -m tests.ladder.gpu $(GPU_ARGS)
+
+export: $(VENV)/.test
+	$(BIN)/python -m pytest tests/models/test_export.py --every-export
 
 triton: $(VENV)/.test
 	$(BIN)/python -m pytest tests/ops -k triton --every-triton-case

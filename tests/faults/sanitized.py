@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = {
     "asan": "-fsanitize=address,undefined -fno-sanitize-recover=undefined",
-    "tsan": "-fsanitize=thread -DSEGOPS_OWN_THREADS",
+    "tsan": "-fsanitize=thread -Wno-maybe-uninitialized -DSEGOPS_OWN_THREADS",
 }
 #: Loaded before Python: the sanitizer, and the library whose exceptions it wraps.
 PRELOAD = {"asan": ("libasan.so", "libubsan.so", "libstdc++.so"), "tsan": ("libtsan.so", "libstdc++.so")}
