@@ -20,7 +20,7 @@ from segops.reference.dilated_conv import ACTIVATIONS, LEAKY_SLOPE
 
 OPSET = 18  # the first whose ScatterElements takes maxima
 
-_FLOAT, _UINT8, _INT16, _INT32, _INT64, _BOOL, _DOUBLE = 1, 2, 5, 6, 7, 9, 11  # onnx.TensorProto's
+_FLOAT, _UINT8, _INT32, _INT64, _BOOL, _DOUBLE = 1, 2, 6, 7, 9, 11  # onnx.TensorProto's
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -352,7 +352,6 @@ def _upsample_argmax(
     first = op.ArgMax(missing, axis=1, keepdims=1)  # the first NaN wins
     has_missing = op.Cast(op.ReduceMax(missing, _ints(1), keepdims=1), to=_BOOL)
     labels = op.Where(has_missing, first, op.ArgMax(full, axis=1, keepdims=1))
-    kind = {torch.uint8: _UINT8, torch.int16: _INT16, torch.int32: _INT32, torch.int64: _INT64}
     axis = _ints(1)
     score = op.Squeeze(op.GatherElements(op.Softmax(full, axis=1), labels, axis=1), axis) if with_score else _ints(0)
-    return op.Cast(op.Squeeze(labels, axis), to=kind.get(dtype, dtype)), score
+    return op.Cast(op.Squeeze(labels, axis), to=dtype), score
