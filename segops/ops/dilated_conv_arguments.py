@@ -74,7 +74,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def check_activation(activation: Any, slope: Any) -> int:
     """Its number."""
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str | None) or activation not in ACTIVATIONS:
         raise ValueError(f"segops.{OP}: activation must be one of {ACTIVATIONS}, got {activation!r}")
     if (slope is not None) != (activation == "prelu"):
         raise ValueError(f'segops.{OP}: slope must be given with activation="prelu", and only then')
@@ -83,7 +83,7 @@ def check_activation(activation: Any, slope: Any) -> int:
 
 def check_precision(precision: Any) -> bool:
     """Whether it is "fast"."""
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ValueError(f"segops.{OP}: precision must be one of {PRECISIONS}, got {precision!r}")
     return bool(precision == "fast")
 

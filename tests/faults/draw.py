@@ -416,7 +416,7 @@ def calls(draw: Draw, name: str) -> Call:
 
 
 def _of_other_shape(x: Tensor) -> Tensor:
-    return x.unsqueeze(0) if x.ndim < 2 else x[..., :0] if x.shape[-1] % 2 else x[0]
+    return x.unsqueeze(0) if x.ndim < 2 else x[..., :0] if x.shape[-1] % 2 else x.flatten(0, 1)
 
 
 def _of_other_dtype(x: Tensor) -> Tensor:

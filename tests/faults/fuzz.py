@@ -22,39 +22,48 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def child(name: str, examples: int, seed: int, note: str) -> int:
-    """Runs the calls; the one that runs is noted in a file, for the case that it does not come back."""
+    """Runs calls of a function, or of all of them, and prints the instruction set and how many there were.
+
+    The call that runs is noted in a file, for the case that it does not come back.
+    """
     import hypothesis
     import torch
     from hypothesis import HealthCheck, given, settings
 
+    from segops._library import native
     from tests.faults.check import check
-    from tests.faults.draw import Call, calls
+    from tests.faults.draw import FUNCTIONS, Call, calls
 
     torch.set_num_threads(3)
     ran = 0
+
     with open(note, "w") as file:
 
-        @hypothesis.seed(seed)
-        @settings(
-            max_examples=examples, deadline=None, database=None, print_blob=False, report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck), phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
-        )  # fmt: skip
-        @given(calls(name))
-        def run(call: Call) -> None:
-            nonlocal ran
-            ran += 1
-            file.seek(0)
-            file.truncate()
-            file.write(str(call))
-            file.flush()
-            check(call)
+        def fuzz(name: str) -> None:
+            @hypothesis.seed(seed)
+            @settings(
+                max_examples=examples, deadline=None, database=None, print_blob=False, report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck), phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+            )  # fmt: skip
+            @given(calls(name))
+            def run(call: Call) -> None:
+                nonlocal ran
+                ran += 1
+                file.seek(0)
+                file.truncate()
+                file.write(str(call))
+                file.flush()
+                check(call)
+
+            run()
 
         try:
-            run()
+            for one in FUNCTIONS if name == "all" else (name,):
+                fuzz(one)
         except BaseException as error:
             print(f"{Path(note).read_text()}\n    {type(error).__name__}: {str(error)[:1500]}")
             return 1
-    print(ran)
+    print(native.cpu_isa() if native else "", ran)
     return 0
 
 
@@ -98,7 +107,7 @@ def main() -> int:
             )
             told = done.stdout.strip()
             if done.returncode == 0:
-                return name, i, int(told.splitlines()[-1]), "", time.perf_counter() - began
+                return name, i, int(told.split()[-1]), "", time.perf_counter() - began
             if done.returncode != 1:
                 told = f"{note.read_text() if note.exists() else ''}\n{done.stderr[-6000:]}"
             return name, i, count, f"exit status {done.returncode}: {told}", time.perf_counter() - began
