@@ -94,6 +94,8 @@ def check(call: Call) -> None:
             raise Wrong(f"unclear: {type(found).__name__}: {text[:300]}")
     if not call.has_reference:
         return _check_conversion(call, found)
+    if any(tensor.is_meta for tensor in flat(list(call.arguments.values()))):
+        return None  # there is nothing to compare
     if isinstance(found, Exception) and any(words in str(found) for words in NO_MEMORY):
         return None
     truth = answer(call, "reference", gradients, wide=not call.broken)

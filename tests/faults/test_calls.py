@@ -33,7 +33,11 @@ def test_every_function_of_an_operator_is_called() -> None:
     assert set(FUNCTIONS) == set(segops.ops.__all__)
 
 
-@pytest.mark.parametrize("level", native.cpu_isas() if native else ())
+#: This process has the best one.
+LOWER = [level for level in native.cpu_isas() if level != native.cpu_isa()] if native else []
+
+
+@pytest.mark.parametrize("level", LOWER)
 def test_every_instruction_set_answers(level: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.fuzz", "--child", "all", "10", "1", str(tmp_path / "call")],
