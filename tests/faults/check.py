@@ -159,8 +159,8 @@ def _check_labels(call: Call, found: list[Tensor]) -> None:
     """Each label's logit is the largest, up to rounding; the score follows."""
     if call.special or not found[0].numel():
         return
-    logits, (height, width) = call.arguments["logits"].double(), call.arguments["size"]
-    full = F.interpolate(logits, (height, width), mode="bilinear", align_corners=call.arguments["align_corners"])
+    logits, size = call.arguments["logits"].double(), call.arguments["size"]
+    full = F.interpolate(logits, size, mode="bilinear", align_corners=call.arguments["align_corners"])
     label = found[0].long()
     if label.numel() and (int(label.min()) < 0 or int(label.max()) >= logits.shape[1]):
         raise Wrong("a label that is no class")
