@@ -133,8 +133,10 @@ inline Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t
   }
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
-                                                  device_type, like.get_device(), &handle));
+  // torch's own message, which names the bytes, does not come through the stable ABI.
+  const bool made = aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
+                                             device_type, like.get_device(), &handle) == AOTI_TORCH_SUCCESS;
+  check(made, "segops: out of memory for a tensor ", to_text(sizes), " of ", like.is_cpu() ? "the CPU" : "the device");
   Tensor result(handle);
   if (like.is_cpu() && result.numel() > 0)
     advise_huge_pages(result.mutable_data_ptr(), static_cast<size_t>(result.numel()) * result.element_size());

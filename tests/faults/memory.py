@@ -1,7 +1,7 @@
 """Calls operators with less and less memory to be had: ``python -m tests.faults.memory``, a process of its own.
 
-Prints a line of JSON: for each operator how many calls gave their result, how many an error for lack of memory, and what
-was wrong; and by how much the process has grown from the second round to the last.
+Prints a line of JSON: for each operator how many calls gave their result, how many an error for lack of memory, and
+what was wrong; and by how much the process has grown from the second round to the last.
 """
 
 from __future__ import annotations
