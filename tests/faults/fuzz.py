@@ -1,7 +1,8 @@
 """Random calls of every operator's public function, the CPU library under sanitizers.
 
 ``python -m tests.faults.fuzz [EXAMPLES] [--variant asan|tsan] [--op OP] [--seed SEED]`` builds the library and runs the
-calls of each function in processes of their own, each at one of the instruction sets in turn. A call gives what the
+calls of each function in processes of their own, each at one of the instruction sets in turn, and before them calls
+that several threads share. A call gives what the
 reference gives, or a TypeError, ValueError or RuntimeError that says which argument is wrong; everything else, a
 sanitizer's report first of all, is printed and makes the exit status 1.
 """
@@ -19,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Stands for the calls of tests.faults.large, whose work is shared out: random calls are too small for that.
+LARGE = "large"
 
 
 def child(name: str, examples: int, seed: int, note: str) -> int:
@@ -31,6 +34,7 @@ def child(name: str, examples: int, seed: int, note: str) -> int:
     from hypothesis import HealthCheck, given, settings
 
     from segops._library import native
+    from tests.faults import large
     from tests.faults.check import check
     from tests.faults.draw import FUNCTIONS, Call, calls
 
@@ -38,6 +42,14 @@ def child(name: str, examples: int, seed: int, note: str) -> int:
     ran = 0
 
     with open(note, "w") as file:
+
+        def told(call: object) -> None:
+            nonlocal ran
+            ran += 1
+            file.seek(0)
+            file.truncate()
+            file.write(str(call))
+            file.flush()
 
         def fuzz(name: str) -> None:
             @hypothesis.seed(seed)
@@ -47,19 +59,22 @@ def child(name: str, examples: int, seed: int, note: str) -> int:
             )  # fmt: skip
             @given(calls(name))
             def run(call: Call) -> None:
-                nonlocal ran
-                ran += 1
-                file.seek(0)
-                file.truncate()
-                file.write(str(call))
-                file.flush()
+                told(call)
                 check(call)
 
             run()
 
+        def share_out() -> None:
+            for what, call in large.calls().items():
+                told(what)
+                call()
+
         try:
-            for one in FUNCTIONS if name == "all" else (name,):
-                fuzz(one)
+            if name == LARGE:
+                share_out()
+            else:
+                for one in FUNCTIONS if name == "all" else (name,):
+                    fuzz(one)
         except BaseException as error:
             print(f"{Path(note).read_text()}\n    {type(error).__name__}: {str(error)[:1500]}")
             return 1
@@ -88,7 +103,7 @@ def main() -> int:
     home = package(options.variant, ROOT / "build/faults", options.jobs)
     seed = random.randrange(2**31) if options.seed is None else options.seed
     levels = native.cpu_isas() if native else ["baseline"]
-    shares = [(name, i) for name in options.op or sorted(FUNCTIONS) for i in range(len(levels))]
+    shares = [(name, i) for name in options.op or (LARGE, *FUNCTIONS) for i in range(len(levels))]
 
     def run(share: tuple[str, int]) -> tuple[str, int, int, str, float]:
         name, i = share
