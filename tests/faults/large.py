@@ -19,6 +19,7 @@ def calls() -> dict[str, Callable[[], Any]]:
     pooled, indices = segops.max_pool2d(images, 3, 2, 1)
     flat_indices = segops.local_to_flat_indices(indices, (96, 160), 3, 2, 1)
     weight = torch.rand(32, 32, 3, 3)
+    skip = torch.rand(2, 3, 192, 320)
     deep = torch.rand(1, 32, 64, 96)
 
     def gradient(function: Callable[..., Tensor], x: Tensor) -> Callable[[], Tensor]:
@@ -34,7 +35,7 @@ def calls() -> dict[str, Callable[[], Any]]:
         "upsample_bilinear2d": lambda: segops.upsample_bilinear2d(images, (384, 640)),
         "upsample_bilinear2d, gradient": gradient(lambda x: segops.upsample_bilinear2d(x, (200, 300)), images),
         "upsample_bilinear2d, channels last": gradient(lambda x: segops.upsample_bilinear2d(x, (200, 300)), last),
-        "upsample_cat": lambda: segops.upsample_cat(images, torch.rand(2, 3, 192, 320)),
+        "upsample_cat": lambda: segops.upsample_cat(images, skip),
         "upsample_nearest2d": gradient(lambda x: segops.upsample_nearest2d(x, (200, 300)), images),
         "bed_of_nails2d": lambda: segops.bed_of_nails2d(images, 3),
         "upsample_argmax": lambda: segops.upsample_argmax(images, (384, 640), return_score=True),
