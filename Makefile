@@ -12,10 +12,11 @@ RECYCLED := SEGOPS_BENCH_REGIME=recycled MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOL
 DEFAULT := SEGOPS_BENCH_REGIME=default
 RESULTS := benchmarks/results
 FUZZ := 10000
+TSAN := 1000
 BENCH := $(BIN)/python -m pytest benchmarks --benchmark-json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build bench bench-recycled bench-default lint traffic sass mutants fuzz triton gpu arm64 clean
+.PHONY: help demo test build bench bench-recycled bench-default lint traffic sass mutants fuzz tsan export triton gpu arm64 clean
 
 help:
 	@echo "make demo    train a small U-Net on scenes of digits (about two minutes) and time the operators here"
@@ -26,7 +27,9 @@ help:
 	@echo "make traffic bytes that the CUDA kernels move and bank conflicts, counted on the host, against the floor"
 	@echo "make sass    registers, spills and instructions of the CUDA and Triton kernels, against limits"
 	@echo "make mutants plant bugs into the CUDA kernels: each must be caught (minutes)"
-	@echo "make fuzz    random shapes and corrupt indices under sanitizers; FUZZ=10000 for how many (minutes)"
+	@echo "make fuzz    random calls of every function and cases of kernels under sanitizers; FUZZ=10000 of each (hours)"
+	@echo "make tsan    random calls of every function under ThreadSanitizer; TSAN=1000 of each (an hour)"
+	@echo "make export  a network of every family through torch.export and ONNX (minutes)"
 	@echo "make triton  all operator tests in Triton's interpreter, not a share (minutes)"
 	@echo "make gpu     on a GPU: all tests, compute-sanitizer and benchmarks, into one report folder"
 	@echo "make arm64   compile the CPU kernels for arm64 and run them in an emulator"
@@ -83,10 +86,17 @@ traffic sass mutants: $(VENV)/.test
 	$(BIN)/python -m tests.ladder.$@
 
 fuzz: $(VENV)/.test
-	$(BIN)/python -m tests.ladder.fuzz $(FUZZ) $(FUZZ_ARGS)
+	$(BIN)/python -m tests.ladder.fuzz $(FUZZ)
+	$(BIN)/python -m tests.faults.fuzz $(FUZZ) $(FUZZ_ARGS)
+
+tsan: $(VENV)/.test
+	$(BIN)/python -m tests.faults.fuzz $(TSAN) --variant tsan $(FUZZ_ARGS)
 
 gpu: $(VENV)/.test
 	$(BIN)/python -m tests.ladder.gpu $(GPU_ARGS)
+
+export: $(VENV)/.test
+	$(BIN)/python -m pytest tests/models/test_export.py --every-export
 
 triton: $(VENV)/.test
 	$(BIN)/python -m pytest tests/ops -k triton --every-triton-case

@@ -73,15 +73,15 @@ class CMakeBuild(build_ext):
         # An editable install copies only the module home from a temporary place; the libraries go there by themselves.
         home = ROOT / "segops" if self.editable_mode or self.inplace else module.parent
         libraries = home / "lib"
-        for stale in libraries.glob("*.so"):
-            stale.unlink()
+        built = {libraries / path.name: path for path in build.glob("libsegops*.so")}
         # copy2 writes into the old file's inode, which a running process may have mapped: replace the file instead.
-        built = next(build.glob("_native*.so"))
-        for source, target in [(built, module), *((p, libraries / p.name) for p in build.glob("libsegops*.so"))]:
+        for target, source in (*built.items(), (module, next(build.glob("_native*.so")))):
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(target.name + ".partial")
             shutil.copy2(source, partial)
             os.replace(partial, target)
+        for stale in {*libraries.glob("*.so"), *libraries.glob("*.partial")} - {*built}:
+            stale.unlink()
 
 
 setup(ext_modules=[Extension(PYBIND11_MODULE, sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,7 +1,8 @@
 """ONNX: what torch.onnx.export needs to know of the operators of segops.
 
 Only ONNX's own operators are used, and of those only what the standard specifies: ties, NaN and overlapping windows
-come out as in segops, whatever runs the graph. Nothing here imports onnxscript before it is needed.
+come out as in segops, whatever runs the graph. Sums (convolution, interpolation) differ by the runtime's rounding.
+Nothing here imports onnxscript before it is needed.
 
 In a graph, an index outside its window or plane points nowhere, silently; the record of such indices is zero, so that
 nothing of it is left.
@@ -15,25 +16,34 @@ from typing import Any
 import torch
 
 from segops import _library
+from segops.reference.dilated_conv import ACTIVATIONS, LEAKY_SLOPE
 
 OPSET = 18  # the first whose ScatterElements takes maxima
 
-_FLOAT, _INT32, _INT64, _DOUBLE, _UINT8 = 1, 6, 7, 11, 2  # onnx.TensorProto's
+_FLOAT, _UINT8, _INT32, _INT64, _BOOL, _DOUBLE = 1, 2, 6, 7, 9, 11  # onnx.TensorProto's
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The argument `custom_translation_table` of ``torch.onnx.export(..., dynamo=True)``, opset 18 or later.
 
-    It has max_pool2d and max_unpool2d (both kinds of index), which give in ONNX exactly what they give here.
+    It has what networks are made of and end in: convolution, pooling and unpooling (both kinds of index), upsampling
+    and the labels of upsampled logits. Pooling, unpooling and nearest upsampling give in ONNX exactly what they give
+    here. It has no losses and no confusion matrix.
 
     Raises:
         ImportError: onnxscript is not installed.
     """
     _onnxscript()
     translations: dict[str, Callable[..., Any]] = {
+        "bed_of_nails2d": _bed_of_nails2d,
+        "dilated_conv2d": _dilated_conv2d,
         "max_pool2d": _max_pool2d,
         "max_unpool2d": _max_unpool2d,
         "max_unpool2d_flat": _max_unpool2d_flat,
+        "upsample_argmax": _upsample_argmax,
+        "upsample_bilinear2d": _upsample_bilinear2d,
+        "upsample_cat": _upsample_cat,
+        "upsample_nearest2d": _upsample_nearest2d,
     }
     return {
         getattr(getattr(torch.ops, namespace), name).default: function
@@ -42,12 +52,14 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def export(model: torch.nn.Module, args: tuple[Any, ...], path: Any = None, **options: Any) -> Any:
+def export(
+    model: torch.nn.Module | torch.export.ExportedProgram, args: tuple[Any, ...], path: Any = None, **options: Any
+) -> Any:
     """:func:`torch.onnx.export` of a model that uses segops.
 
     Args:
-        model: in eval mode, as a rule.
-        args: example inputs.
+        model: in eval mode, as a rule; or a program that torch.export has made of it.
+        args: example inputs; () with a program.
         path: where to write the model; None: nowhere.
         options: further ones of torch.onnx.export, such as dynamic_shapes; an own custom_translation_table is added.
 
@@ -98,6 +110,15 @@ def _count(size: Any, axis: Sequence[int], ceil_mode: bool) -> Any:
     # The room may be negative here, and ONNX divides toward zero: one more stride instead of one more window.
     count = op.Div(op.Add(room, _ints(2 * stride - 1)), _ints(stride))
     return op.Min(count, op.Div(op.Add(size, _ints(padding + stride - 1)), _ints(stride)))
+
+
+def _wide(x: Any) -> Any:
+    """What sums of elements of x are held in."""
+    return x if x.dtype.value == _DOUBLE else _op().Cast(x, to=_FLOAT)
+
+
+def _like(x: Any, input: Any) -> Any:
+    return _op().Cast(x, to=input.dtype.value)
 
 
 def _range(stop: Any) -> Any:
@@ -199,3 +220,138 @@ def _unpool(input: Any, flat: Any, inside: Any, height: Any, width: Any, accumul
     zero = op.Cast(op.Expand(nothing, op.Concat(images, _ints(1), axis=0)), to=input.dtype.value)
     moved = op.GatherElements(op.Concat(zero, values, axis=2), latest, axis=2)
     return op.Reshape(moved, op.Concat(images, height, width, axis=0)), _ints(0, 0, 0)
+
+
+def _dilated_conv2d(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    scale: Any,
+    shift: Any,
+    residual: Any,
+    slope: Any,
+    window: Sequence[int],
+    groups: int,
+    activation: int,
+    fast: bool,
+) -> Any:
+    op = _op()
+
+    def of_channels(vector: Any) -> Any:
+        return op.Unsqueeze(vector, _ints(1, 2))
+
+    strides, padding, dilations = list(window[:2]), list(window[2:4]), list(window[4:])
+    x = op.Conv(
+        _wide(input),
+        _wide(weight),
+        bias,
+        strides=strides,
+        pads=padding * 2,
+        dilations=dilations,
+        group=groups,
+    )
+    x = x if scale is None else op.Mul(x, of_channels(scale))
+    x = x if shift is None else op.Add(x, of_channels(shift))
+    x = x if residual is None else op.Add(x, _wide(residual))
+    name = ACTIVATIONS[activation]
+    if name == "relu":
+        x = op.Relu(x)
+    elif name == "leaky_relu":
+        x = op.LeakyRelu(x, alpha=LEAKY_SLOPE)
+    elif name == "silu":
+        x = op.Mul(x, op.Sigmoid(x))
+    elif name == "sigmoid":
+        x = op.Sigmoid(x)
+    elif name == "prelu":
+        x = op.PRelu(x, of_channels(slope))
+    return _like(x, input)
+
+
+def _upsample_bilinear2d(
+    input: Any, height: Any, width: Any, align_corners: bool, scale_h: float, scale_w: float
+) -> Any:
+    if all(scale == 0 or float(scale).is_integer() for scale in (scale_h, scale_w)):
+        return _like(_resized(_wide(input), _vector(height), _vector(width), align_corners), input)
+    if align_corners:  # where the sizes decide, whatever the scale
+        return _like(_resized(_wide(input), _vector(height), _vector(width), True), input)
+    op = _op()
+    x = _wide(input)
+    for axis, out, scale in ((3, width, scale_w), (2, height, scale_h)):
+        low, high, weight = _taps(_length(x, axis), _vector(out), scale)
+        weight = op.CastLike(weight if axis == 3 else op.Unsqueeze(weight, _ints(1)), x)
+        first, second = op.Gather(x, low, axis=axis), op.Gather(x, high, axis=axis)
+        x = op.Add(op.Mul(first, op.Sub(op.CastLike(_ints(1), x), weight)), op.Mul(second, weight))
+    return _like(x, input)
+
+
+def _taps(size: Any, out: Any, scale: float) -> tuple[Any, Any, Any]:
+    """The same as segops.reference.upsample_bilinear.taps, of an axis with a scale; the standard's Resize takes
+    float32 scales, of which the size may be one off."""
+    op = _op()
+
+    def double(value: float) -> Any:
+        return op.Cast(op.Constant(value_float=value), to=_DOUBLE)
+
+    length = op.Cast(size, to=_DOUBLE)
+    # In float64, which Constant's attributes do not hold: exactly the sum of two float32.
+    step = 1 / scale
+    narrow = float(torch.tensor(step, dtype=torch.float32))
+    step = op.Min(op.Add(double(narrow), double(step - narrow)), length)
+    step = op.Where(op.Equal(size, out), double(1), step)
+    at = op.Add(op.Cast(_range(out), to=_DOUBLE), double(0.5))
+    source = op.Max(op.Sub(op.Mul(at, step), double(0.5)), double(0))
+    last = op.Sub(size, _ints(1))
+    low = op.Min(op.Cast(source, to=_INT64), last)
+    high = op.Min(op.Add(low, _ints(1)), last)
+    return low, high, op.Min(op.Sub(source, op.Cast(low, to=_DOUBLE)), double(1))
+
+
+def _resized(x: Any, height: Any, width: Any, align_corners: bool) -> Any:
+    """Bilinear interpolation where the sizes decide."""
+    op = _op()
+    sizes = op.Concat(op.Shape(x, start=0, end=2), height, width, axis=0)
+    how = "align_corners" if align_corners else "half_pixel"
+    return op.Resize(x, None, None, sizes, mode="linear", coordinate_transformation_mode=how)
+
+
+def _upsample_cat(input: Any, skip: Any, align_corners: bool, skip_first: bool) -> Any:
+    up = _like(_resized(_wide(input), _length(skip, 2), _length(skip, 3), align_corners), input)
+    return _op().Concat(*((skip, up) if skip_first else (up, skip)), axis=1)
+
+
+def _upsample_nearest2d(input: Any, height: Any, width: Any, scale_h: float, scale_w: float) -> Any:
+    """Which pixels Resize takes where coordinates are nearly whole is the runtime's choice: here they are gathered."""
+    op = _op()
+    x = input
+    for axis, out, scale in ((2, _vector(height), scale_h), (3, _vector(width), scale_w)):
+        size = _length(x, axis)
+        length = op.Cast(size, to=_FLOAT)
+        step = op.Constant(value_float=1 / scale) if scale > 0 else op.Div(length, op.Cast(out, to=_FLOAT))
+        at = _range(out)
+        source = op.Cast(op.Mul(op.Cast(at, to=_FLOAT), step), to=_INT64)
+        source = op.Where(op.Equal(out, op.Mul(size, _ints(2))), op.Div(at, _ints(2)), source)
+        source = op.Where(op.Equal(out, size), at, source)
+        x = op.Gather(x, op.Min(source, op.Sub(size, _ints(1))), axis=axis)
+    return x
+
+
+def _bed_of_nails2d(input: Any, scale: int) -> Any:
+    op = _op()
+    images, h, w = op.Shape(input, start=0, end=2), _length(input, 2), _length(input, 3)
+    apart = op.Unsqueeze(input, _ints(3, 5))
+    padded = op.Pad(apart, _ints(*[0] * 9, scale - 1, 0, scale - 1))
+    return op.Reshape(padded, op.Concat(images, op.Mul(h, _ints(scale)), op.Mul(w, _ints(scale)), axis=0))
+
+
+def _upsample_argmax(
+    logits: Any, height: Any, width: Any, align_corners: bool, dtype: int, with_score: bool
+) -> tuple[Any, Any]:
+    op = _op()
+    full = _resized(_wide(logits), _vector(height), _vector(width), align_corners)
+    missing = op.Cast(op.IsNaN(full), to=_INT32)
+    first = op.ArgMax(missing, axis=1, keepdims=1)  # the first NaN wins
+    has_missing = op.Cast(op.ReduceMax(missing, _ints(1), keepdims=1), to=_BOOL)
+    labels = op.Where(has_missing, first, op.ArgMax(full, axis=1, keepdims=1))
+    axis = _ints(1)
+    score = op.Squeeze(op.GatherElements(op.Softmax(full, axis=1), labels, axis=1), axis) if with_score else _ints(0)
+    return op.Cast(op.Squeeze(labels, axis), to=dtype), score

@@ -29,6 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run all cases in Triton's interpreter (minutes), not a share of each test's",
     )
+    parser.addoption(
+        "--every-export", action="store_true", help="export a network of every family (minutes), not of some"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

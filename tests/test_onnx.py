@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,8 +27,19 @@ WINDOWS: list[Window] = [
 DYNAMIC = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
 
 
+class Function(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Tensor) -> Any:
+        return self.function(*args)
+
+
 def _session(model: nn.Module, args: tuple[Tensor, ...], dynamic: bool) -> Any:
-    shapes = tuple(DYNAMIC for _ in args) if dynamic else None
+    shapes: Any = tuple(DYNAMIC for _ in args) if dynamic else None
+    if dynamic and isinstance(model, Function):
+        shapes = (shapes,)
     program = segops.onnx.export(model, args, dynamic_shapes=shapes, verbose=False)
     assert {node.domain for node in program.model.graph} <= {""}
     data = program.model_proto.SerializeToString()
@@ -144,6 +156,88 @@ def test_corrupt_indices_point_nowhere(local: bool) -> None:
     assert _equal(_run(session, pooled, indices, image)[0], expected)
     with pytest.raises(ValueError, match="indices"):
         model(pooled, indices, image)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: segops.upsample_nearest2d(x, (45, 129)),  # pairs of sizes at which float32 ratios matter
+        lambda x: segops.upsample_nearest2d(x, scale_factor=(2, 1.7)),
+        lambda x: segops.bed_of_nails2d(x, 3),
+    ],
+    ids=["nearest, sizes", "nearest, scales", "nails"],
+)
+def test_pixels_are_moved_exactly(function: Callable[[Tensor], Tensor]) -> None:
+    session = _session(Function(function).eval(), (_odd((2, 3, 15, 43)),), dynamic=True)
+    for shape in ((2, 3, 15, 43), (1, 3, 7, 5)):
+        x = _odd(shape)
+        assert _equal(_run(session, x)[0], function(x))
+
+
+#: Of interpolated values of about 1: runtimes compute coordinates in float32.
+COORDINATES = 1e-5
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, _: segops.upsample_bilinear2d(x, (20, 17)),
+        lambda x, _: segops.upsample_bilinear2d(x, scale_factor=(2.3, 0.7)),
+        lambda x, skip: segops.upsample_cat(x, skip, align_corners=True),
+        lambda x, skip: segops.upsample_cat(x, skip, order="up_first"),
+    ],
+    ids=["sizes", "scales", "cat, corners", "cat"],
+)
+def test_interpolation_of_any_size(function: Callable[..., Tensor]) -> None:
+    def arguments(*shape: int) -> tuple[Tensor, Tensor]:
+        return torch.rand(shape), torch.rand(shape[0], 2, 2 * shape[2] + 1, 3 * shape[3])
+
+    session = _session(Function(function).eval(), arguments(2, 3, 9, 12), dynamic=True)
+    for shape in ((2, 3, 9, 12), (1, 3, 10, 7)):
+        args = arguments(*shape)
+        feed = args[: len(session.get_inputs())]
+        torch.testing.assert_close(_run(session, *feed)[0], function(*args), rtol=0, atol=COORDINATES)
+
+
+def test_labels_and_scores_of_any_size() -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        return segops.upsample_argmax(x, (40, 33), dtype=torch.int32, return_score=True)
+
+    session = _session(Function(function).eval(), (torch.rand(2, 5, 9, 12),), dynamic=True)
+    for shape in ((2, 5, 9, 12), (1, 5, 10, 7)):
+        x = torch.rand(shape)
+        x[0, 3, 2, 3] = x[0, 1, 2, 3] = float("nan")
+        labels, score = _run(session, x)
+        assert _equal(labels, function(x)[0])
+        torch.testing.assert_close(score, function(x)[1], rtol=0, atol=COORDINATES, equal_nan=True)
+
+
+ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "sigmoid", "prelu")
+
+
+def test_convolution_and_what_follows_it() -> None:
+    weight, vectors = torch.rand(4, 3, 3, 2) - 0.5, torch.rand(4, 4) - 0.5
+
+    def function(x: Tensor, residual: Tensor) -> list[Tensor]:
+        bias, scale, shift, slope = vectors
+        options = {"stride": (1, 2), "padding": (2, 1), "dilation": (2, 1), "scale": scale, "shift": shift}
+        return [
+            segops.dilated_conv2d(
+                x, weight, bias, **options, residual=residual, activation=name, slope=slope if name == "prelu" else None
+            )
+            for name in ACTIVATIONS
+        ] + [segops.dilated_conv2d(x.half(), weight.half(), padding=1).float()]
+
+    def arguments(n: int, h: int, w: int) -> tuple[Tensor, Tensor]:
+        return torch.rand(n, 3, h, w), torch.rand(n, 4, h, w // 2 + 1)
+
+    session = _session(Function(function).eval(), arguments(2, 9, 12), dynamic=True)
+    for shape in ((2, 9, 12), (1, 6, 7)):
+        args = arguments(*shape)
+        *single, half = zip(_run(session, *args), function(*args), strict=True)
+        for found, expected in single:
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(*half, rtol=1e-3, atol=1e-3)
 
 
 class SegNet(nn.Module):

@@ -92,6 +92,12 @@ const void* vector_of(Vector& t, int64_t channels, const Tensor& like, const cha
 #ifndef SEGOPS_DEVICE_KERNELS
 using torch::stable::detail::from;
 
+// An operator of torch, whose own message does not come through the stable ABI.
+void call(const char* name, const char* overload, StableIValue* stack) {
+  const bool done = torch_call_dispatcher(name, overload, stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS;
+  check(done, "segops.dilated_conv2d: ", name, " failed, for lack of memory as a rule");
+}
+
 std::vector<StableIValue> aten_window(const ConvWindow& w, int64_t groups) {
   return {from(std::vector<int64_t>{w.stride_h, w.stride_w}),
           from(std::vector<int64_t>{w.padding_h, w.padding_w}),
@@ -104,7 +110,7 @@ std::vector<StableIValue> aten_window(const ConvWindow& w, int64_t groups) {
 Tensor aten_convolution(const Tensor& input, const Tensor& weight, const Vector& bias, const ConvWindow& w, int64_t groups) {
   std::vector<StableIValue> stack{from(input), from(weight), from(bias)};
   for (StableIValue value : aten_window(w, groups)) stack.push_back(value);
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+  call("aten::convolution", "", stack.data());
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -115,7 +121,7 @@ Tensor aten_gradient(const Tensor& grad_output, const Tensor& input, const Tenso
   for (StableIValue value : aten_window(w, groups)) stack.push_back(value);
   const bool wanted[] = {of_input, !of_input, false};
   stack.push_back(from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted, 3)));
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
+  call("aten::convolution_backward", "", stack.data());
   std::vector<Tensor> results;
   for (size_t i = 0; i < 3; ++i) results.push_back(torch::stable::detail::to<Tensor>(stack[i]));
   return results[of_input ? 0 : 1];
@@ -123,7 +129,7 @@ Tensor aten_gradient(const Tensor& grad_output, const Tensor& input, const Tenso
 
 Tensor cast(const Tensor& t, ScalarType type) {
   StableIValue stack[] = {from(t), from(type), from(false), from(false), from(std::nullopt)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::to", "dtype", stack, TORCH_ABI_VERSION));
+  call("aten::to", "dtype", stack);
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

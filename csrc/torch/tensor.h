@@ -14,6 +14,9 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+#ifdef SEGOPS_OWN_THREADS
+#include <thread>
+#endif
 
 #include "parallel.h"
 #include "segops/types.h"
@@ -130,8 +133,10 @@ inline Tensor empty(const std::vector<int64_t>& sizes, const std::vector<int64_t
   }
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
-                                                  device_type, like.get_device(), &handle));
+  // torch's own message, which names the bytes, does not come through the stable ABI.
+  const bool made = aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
+                                             device_type, like.get_device(), &handle) == AOTI_TORCH_SUCCESS;
+  check(made, "segops: out of memory for a tensor ", to_text(sizes), " of ", like.is_cpu() ? "the CPU" : "the device");
   Tensor result(handle);
   if (like.is_cpu() && result.numel() > 0)
     advise_huge_pages(result.mutable_data_ptr(), static_cast<size_t>(result.numel()) * result.element_size());
@@ -219,14 +224,20 @@ inline void check(cuda::Failure failure, const char* op) {
 }
 #endif
 
-// The framework's own threads.
+// The framework's own threads; in a build for ThreadSanitizer, which does not see how those wait for each other, new ones.
 inline Parallel threads() {
   uint32_t count = 1;
   TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&count));
   return Parallel{static_cast<int32_t>(count), [](int32_t workers, void (*body)(void*, int32_t), void* context) {
+#ifdef SEGOPS_OWN_THREADS
+                    std::vector<std::thread> running;
+                    for (int32_t w = 0; w < workers; ++w) running.emplace_back(body, context, w);
+                    for (std::thread& one : running) one.join();
+#else
                     torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
                       for (int64_t w = begin; w < end; ++w) body(context, static_cast<int32_t>(w));
                     });
+#endif
                   }};
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segops.ops.dice_bce_loss import DiceBCELossParts, dice_bce_loss
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
-from segops.ops.loss_arguments import INF, NUMBER
+from segops.ops.loss_arguments import LARGEST, NUMBER, is_one_of
 
 _LOSSES: dict[str, Callable[..., Any]] = {"dice_ce": dice_ce_loss, "dice_bce": dice_bce_loss}
 
@@ -38,7 +38,7 @@ def deep_supervision_loss(
     Raises:
         TypeError, ValueError: as that function, for lists that do not fit each other, and for another `loss`.
     """
-    if loss not in _LOSSES:
+    if not is_one_of(loss, _LOSSES):
         raise ValueError(f'segops.deep_supervision_loss: loss must be "dice_ce" or "dice_bce", got {loss!r}')
     _check(logits, weights, loss)
     return_parts = options.get("return_parts", False)
@@ -82,7 +82,7 @@ def _check(logits: Sequence[Tensor], weights: Sequence[float], loss: str) -> Non
             )
         if not isinstance(weight, NUMBER):
             raise TypeError(f"segops.deep_supervision_loss: weights[{i}] must be a number, got {type(weight).__name__}")
-        if not -INF < weight < INF:
+        if not -LARGEST <= weight <= LARGEST:
             raise ValueError(f"segops.deep_supervision_loss: weights[{i}] must be finite, got {weight!r}")
     if all(weight == 0 for weight in weights):
         raise ValueError(f"segops.deep_supervision_loss: weights must not all be zero, got {list(weights)!r}")

@@ -50,7 +50,7 @@ def check_options(*, ignore_index: int | None, focal_gamma: float) -> None:
     if ignore_index is not None:
         common.check_ignore_index(OP, ignore_index)
     common.require_type(OP, common.NUMBER, "a number", focal_gamma=focal_gamma)
-    common.require(OP, 0 <= focal_gamma < common.INF, "focal_gamma", "finite and >= 0", focal_gamma)
+    common.require(OP, 0 <= focal_gamma <= common.LARGEST, "focal_gamma", "finite and >= 0", focal_gamma)
 
 
 def with_channels(

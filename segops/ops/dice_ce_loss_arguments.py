@@ -48,4 +48,5 @@ def check_options(*, ignore_index: int, label_smoothing: float, include_backgrou
     common.require_type(OP, common.NUMBER, "a number", label_smoothing=label_smoothing)
     common.require_type(OP, (bool, torch.SymBool), "a bool", include_background=include_background)
     common.require(OP, 0 <= label_smoothing <= 1, "label_smoothing", "in [0, 1]", label_smoothing)
-    common.require(OP, absent_classes in ("count", "skip"), "absent_classes", '"count" or "skip"', absent_classes)
+    known = common.is_one_of(absent_classes, ("count", "skip"))
+    common.require(OP, known, "absent_classes", '"count" or "skip"', absent_classes)

@@ -100,11 +100,14 @@ def loss_of_sums(
         def of_sums(
             sums: Tensor, ce_sums: Tensor, ce_weight: float, dice_weight: float
         ) -> tuple[Tensor, Tensor, Tensor]:
-            class_weight = None if dice_class_weight is None else dice_class_weight.to(torch.float64).contiguous()
-            numbers = (float(smooth), float(ce_weight), float(dice_weight))
+            class_weight = None
+            if dice_class_weight is not None and sums.ndim == 3:  # else there is the cross-entropy alone
+                class_weight = dice_class_weight.to(torch.float64).contiguous()
+            numbers = (float(smooth), ce_weight, dice_weight)
             loss, parts, scores, _, _ = op(sums, ce_sums, class_weight, *coefficients, *numbers, *options.values())
             return loss, parts, scores
 
+    ce_weight, dice_weight = float(ce_weight), float(dice_weight)
     if process_group is None:
         return of_sums(sums, ce_sums, ce_weight, dice_weight)
     return ranks.value(process_group, sums, ce_sums, of_sums, ce_weight=ce_weight, dice_weight=dice_weight, **options)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segops.ops.upsample_arguments import DTYPES, check_image
+from segops.ops.upsample_arguments import DTYPES, SIZES, check_image, is_beyond
 from segops.reference.dilated_conv import ACTIVATIONS
 
 OP = "dilated_conv2d"
@@ -16,13 +16,13 @@ PRECISIONS = ("default", "fast")
 
 def pair(name: str, value: Any, least: int) -> tuple[int, int]:
     """An int, or one for each axis, of at least `least`."""
-    if type(value) is int and value >= least:  # the common case, in a fraction of the time
+    if type(value) is int and least <= value < SIZES:  # the common case, in a fraction of the time
         return value, value
     values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(values) != 2 or not all(isinstance(v, (int, torch.SymInt)) and not isinstance(v, bool) for v in values):
         raise TypeError(f"segops.{OP}: {name} must be an int or a pair of ints, got {value!r}")
-    if any(v < least for v in values):
-        raise ValueError(f"segops.{OP}: {name} must be at least {least}, got {value!r}")
+    if any(v < least or is_beyond(v) for v in values):
+        raise ValueError(f"segops.{OP}: {name} must be at least {least} and below 2**31, got {value!r}")
     return values
 
 
@@ -74,7 +74,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def check_activation(activation: Any, slope: Any) -> int:
     """Its number."""
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str | None) or activation not in ACTIVATIONS:
         raise ValueError(f"segops.{OP}: activation must be one of {ACTIVATIONS}, got {activation!r}")
     if (slope is not None) != (activation == "prelu"):
         raise ValueError(f'segops.{OP}: slope must be given with activation="prelu", and only then')
@@ -83,7 +83,7 @@ def check_activation(activation: Any, slope: Any) -> int:
 
 def check_precision(precision: Any) -> bool:
     """Whether it is "fast"."""
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ValueError(f"segops.{OP}: precision must be one of {PRECISIONS}, got {precision!r}")
     return bool(precision == "fast")
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 
 import torch
@@ -17,7 +18,7 @@ LOGITS_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 INTEGER = (int, torch.SymInt)
 NUMBER = (int, float, torch.SymInt, torch.SymFloat)
-INF = float("inf")
+LARGEST = sys.float_info.max  # an int beyond it is no float
 
 Overlap = str | tuple[str, float, float]
 
@@ -40,16 +41,23 @@ def refuse_forward_mode(op: str, logits: Tensor) -> None:
 
 def overlap_coefficients(op: str, overlap: Overlap) -> tuple[float, float, float, float]:
     """(i; j, p, t) of the score (i I + smooth) / (j I + p P + t T + smooth)."""
-    if overlap == "dice":
+    if is_one_of(overlap, ("dice",)):
         return 2.0, 0.0, 1.0, 1.0
-    if overlap == "jaccard":
+    if is_one_of(overlap, ("jaccard",)):
         return 1.0, -1.0, 1.0, 1.0
-    if isinstance(overlap, tuple | list) and len(overlap) == 3 and overlap[0] == "tversky":
+    if isinstance(overlap, tuple | list) and len(overlap) == 3 and is_one_of(overlap[0], ("tversky",)):
         alpha, beta = overlap[1:]
-        if not (isinstance(alpha, NUMBER) and isinstance(beta, NUMBER) and 0 <= alpha < INF and 0 <= beta < INF):
+        if not (
+            isinstance(alpha, NUMBER) and isinstance(beta, NUMBER) and 0 <= alpha <= LARGEST and 0 <= beta <= LARGEST
+        ):
             raise ValueError(f"segops.{op}: tversky needs finite alpha, beta >= 0, got {alpha}, {beta}")
         return 1.0, float(1 - alpha - beta), float(alpha), float(beta)
     raise ValueError(f'segops.{op}: overlap must be "dice", "jaccard" or ("tversky", alpha, beta), got {overlap!r}')
+
+
+def is_one_of(value: object, words: Collection[str]) -> bool:
+    """Also for what cannot be compared or hashed."""
+    return isinstance(value, str) and value in words
 
 
 def require(op: str, holds: bool, name: str, expected: str, value: object) -> None:
@@ -89,11 +97,11 @@ def check_options(
         align_corners=align_corners,
         return_parts=return_parts,
     )
-    require(op, -INF < term_weight < INF, weight_of, "finite", term_weight)
-    require(op, -INF < dice_weight < INF, "dice_weight", "finite", dice_weight)
-    require(op, 0 <= smooth < INF, "smooth", "finite and >= 0", smooth)
-    require(op, reduction in ("mean", "sum", "none"), "reduction", '"mean", "sum" or "none"', reduction)
-    require(op, validate in errors.VALIDATE, "validate", '"raise", "count" or "off"', validate)
+    require(op, -LARGEST <= term_weight <= LARGEST, weight_of, "finite", term_weight)
+    require(op, -LARGEST <= dice_weight <= LARGEST, "dice_weight", "finite", dice_weight)
+    require(op, 0 <= smooth <= LARGEST, "smooth", "finite and >= 0", smooth)
+    require(op, is_one_of(reduction, ("mean", "sum", "none")), "reduction", '"mean", "sum" or "none"', reduction)
+    require(op, is_one_of(validate, errors.VALIDATE), "validate", '"raise", "count" or "off"', validate)
     if reduction == "none":
         require(op, dice_weight == 0, "dice_weight", '0 with reduction="none" (the map is per pixel)', dice_weight)
         require(op, not return_parts, "return_parts", 'False with reduction="none"', return_parts)

@@ -188,20 +188,22 @@ def max_pool2d(
     op = "max_pool2d"
     errors.raise_arrived()
     arguments.check_image(op, "input", input)
+    if not isinstance(ceil_mode, bool):
+        raise TypeError(f"segops.{op}: ceil_mode must be a bool, got {type(ceil_mode).__name__}")
     window = arguments.window_of(op, kernel_size, stride, padding, dilation)
     arguments.check_taps(op, window)
-    arguments.check_pooled(op, input.shape[-2:], window, bool(ceil_mode))
+    arguments.check_pooled(op, input.shape[-2:], window, ceil_mode)
     chosen = backends.resolve(backend, input.device)
     images = input if input.ndim == 4 else input.unsqueeze(0)
     if chosen == "reference":
         wide = images.float() if input.dtype.is_floating_point and input.dtype.itemsize == 2 else images
-        output, indices = reference.max_pool2d(wide, window, bool(ceil_mode))
+        output, indices = reference.max_pool2d(wide, window, ceil_mode)
         memory_format = suggest_memory_format(images)
         output = output.to(input.dtype).contiguous(memory_format=memory_format)
         indices = indices.contiguous(memory_format=memory_format)
     else:
         check_no_tangent(op, input)
-        output, indices = getattr(torch.ops, backends.namespace(chosen)).max_pool2d(images, window, bool(ceil_mode))
+        output, indices = getattr(torch.ops, backends.namespace(chosen)).max_pool2d(images, window, ceil_mode)
     return (output, indices) if input.ndim == 4 else (output.squeeze(0), indices.squeeze(0))
 
 
@@ -349,6 +351,8 @@ def _conversion(
         raise TypeError(f"segops.{op}: indices must be a tensor, got {type(indices).__name__}")
     if indices.dtype != dtype:
         raise TypeError(f"segops.{op}: indices must be {str(dtype).removeprefix('torch.')}, got {indices.dtype}")
+    if indices.layout != torch.strided:
+        raise TypeError(f"segops.{op}: indices must be a dense tensor, got {indices.layout}")
     if indices.ndim < 2:
         raise ValueError(f"segops.{op}: indices must be [..., h, w], got {list(indices.shape)}")
     window = arguments.window_of(op, *sizes)

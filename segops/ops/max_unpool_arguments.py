@@ -59,7 +59,8 @@ def window_of(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: An
             kernel_size (as in torch, dilation does not count).
     """
     kernel = _pair(op, "kernel_size", kernel_size, 1)
-    strides = kernel if stride is None or stride == () or stride == [] else _pair(op, "stride", stride, 1)
+    as_kernel = stride is None or (isinstance(stride, (tuple, list)) and not stride)
+    strides = kernel if as_kernel else _pair(op, "stride", stride, 1)
     paddings, dilations = _pair(op, "padding", padding, 0), _pair(op, "dilation", dilation, 1)
     if any(pad > size // 2 for pad, size in zip(paddings, kernel, strict=True)):
         raise ValueError(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+#: Sizes below it, so that none is beyond 64 bits, nor what is computed from it.
+SIZES = 1 << 31
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -53,8 +55,8 @@ def output_geometry(
         return height, width, 0.0, 0.0
     scales = _pair(op, "scale_factor", scale_factor, "a number or a pair of numbers", (int, float))
     for scale in scales:
-        if not 0 < scale < float("inf"):
-            raise ValueError(f"segops.{op}: scale_factor must be above 0 and finite, got {scale_factor!r}")
+        if not 0 < scale < SIZES:
+            raise ValueError(f"segops.{op}: scale_factor must be above 0 and below 2**31, got {scale_factor!r}")
     scale_h, scale_w = float(scales[0]), float(scales[1])
     height, width = torch.sym_int(input_shape[2] * scale_h), torch.sym_int(input_shape[3] * scale_w)
     if height < 1 or width < 1:
@@ -62,6 +64,8 @@ def output_geometry(
             f"segops.{op}: scale_factor {scale_factor!r} leaves an output of {height} x {width} "
             f"from an input of {input_shape[2]} x {input_shape[3]}; it must have at least one pixel"
         )
+    if is_beyond(height) or is_beyond(width):
+        raise ValueError(f"segops.{op}: the output must be below 2**31 in each dimension, got {height} x {width}")
     return height, width, scale_h, scale_w
 
 
@@ -70,7 +74,14 @@ def output_size(op: str, size: Any) -> tuple[Any, Any]:
     height, width = _pair(op, "size", size, "an int or a pair of ints", (int, torch.SymInt))
     if height < 1 or width < 1:
         raise ValueError(f"segops.{op}: size must be at least 1 in each dimension, got {size!r}")
+    if is_beyond(height) or is_beyond(width):
+        raise ValueError(f"segops.{op}: size must be below 2**31 in each dimension, got {size!r}")
     return height, width
+
+
+def is_beyond(size: Any) -> bool:
+    """Sizes that a graph leaves open are not compared: they would no longer be free."""
+    return isinstance(size, int) and size >= SIZES
 
 
 def _pair(op: str, name: str, value: Any, expected: str, types: tuple[type, ...]) -> tuple[Any, Any]:

@@ -163,7 +163,7 @@ def upsample_cat(
     check_image(op, "input", input)
     check_image(op, "skip", skip)
     _check_bool(op, "align_corners", align_corners)
-    if order not in _ORDERS:
+    if not isinstance(order, str) or order not in _ORDERS:
         raise ValueError(f'segops.{op}: order must be "skip_first" or "up_first", got {order!r}')
     if skip.shape[0] != input.shape[0]:
         raise ValueError(

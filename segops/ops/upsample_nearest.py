@@ -14,7 +14,7 @@ from torch._prims_common import suggest_memory_format
 
 from segops import backends
 from segops._library import define_op
-from segops.ops.upsample_arguments import check_image, check_no_tangent, output_geometry
+from segops.ops.upsample_arguments import SIZES, check_image, check_no_tangent, output_geometry
 from segops.reference import upsample_nearest as reference
 
 
@@ -146,8 +146,8 @@ def bed_of_nails2d(input: Tensor, scale: int, *, backend: str | None = None) -> 
     check_image("bed_of_nails2d", "input", input)
     if not isinstance(scale, int) or isinstance(scale, bool):
         raise TypeError(f"segops.bed_of_nails2d: scale must be an int, got {scale!r}")
-    if scale < 1:
-        raise ValueError(f"segops.bed_of_nails2d: scale must be at least 1, got {scale}")
+    if not 1 <= scale < SIZES:
+        raise ValueError(f"segops.bed_of_nails2d: scale must be at least 1 and below 2**31, got {scale}")
     chosen = backends.resolve(backend, input.device)
     if chosen == "reference":
         return reference.bed_of_nails2d(input, scale)

@@ -1,0 +1,74 @@
+"""Random calls without sanitizers: what `make fuzz` does at length (tests/faults/fuzz.py)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+import segops
+from segops._library import native
+from tests.faults.check import Wrong, check
+from tests.faults.draw import FUNCTIONS, Call, calls
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_answers(name: str) -> None:
+    @settings(max_examples=40)
+    @given(calls(name))
+    def run(call: Call) -> None:
+        check(call)
+
+    run()
+
+
+def test_every_function_of_an_operator_is_called() -> None:
+    assert set(FUNCTIONS) == set(segops.ops.__all__)
+
+
+#: This process has the best one.
+LOWER = [level for level in native.cpu_isas() if level != native.cpu_isa()] if native else []
+
+
+@pytest.mark.parametrize("level", LOWER)
+def test_every_instruction_set_answers(level: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.fuzz", "--child", "all", "10", "1", str(tmp_path / "call")],
+        cwd=ROOT,
+        env={**os.environ, "SEGOPS_CPU_ISA": level},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == [level, str(10 * len(FUNCTIONS))]
+
+
+@pytest.mark.parametrize(
+    ("planted", "message"),
+    [
+        (lambda x: x + 1e-3, "an element differs"),
+        (lambda x: x.double(), "float64"),
+        (lambda x: x * torch.where(x == 0, -1, 1), "sign"),
+    ],
+)
+def test_wrong_answers_are_seen(monkeypatch, planted, message) -> None:
+    function = segops.bed_of_nails2d
+
+    def wrong(*args, backend=None, **options):
+        result = function(*args, backend=backend, **options)
+        return planted(result) if backend == "native" else result
+
+    monkeypatch.setattr(segops, "bed_of_nails2d", wrong)
+    with pytest.raises(Wrong, match=message):
+        check(Call("bed_of_nails2d", {"input": torch.ones(1, 2, 3, 4), "scale": 2}))
+    monkeypatch.setattr(segops, "bed_of_nails2d", lambda *args, **options: torch.ones(2).view(3))
+    with pytest.raises(Wrong, match="unclear"):
+        check(Call("bed_of_nails2d", {"input": torch.ones(1, 2, 3, 4), "scale": 2}))
