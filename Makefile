@@ -15,12 +15,14 @@ FUZZ := 10000
 BENCH := $(BIN)/python -m pytest benchmarks --benchmark-json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build bench bench-recycled bench-default lint traffic sass mutants fuzz triton gpu arm64 clean
+.PHONY: help demo test build dist docs bench bench-recycled bench-default lint traffic sass mutants fuzz triton gpu arm64 clean
 
 help:
 	@echo "make demo    train a small U-Net on scenes of digits (about two minutes) and time the operators here"
 	@echo "make test    run all tests"
 	@echo "make build   build the libraries into segops/"
+	@echo "make dist    source distribution and wheel, tried in an empty environment with each of TORCHES (minutes)"
+	@echo "make docs    build the documentation's site into build/site"
 	@echo "make bench   time segops against PyTorch and its peers, in both allocator regimes"
 	@echo "make lint    ruff, clang-format and mypy"
 	@echo "make traffic bytes that the CUDA kernels move and bank conflicts, counted on the host, against the floor"
@@ -61,6 +63,17 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
+# A source distribution, a wheel made from it, and the tiny tests of that wheel in an empty environment for each torch.
+TORCHES := torch torch==2.13.0
+dist: $(VENV)/.torch
+	$(PIP) install --quiet build
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m tests.dist dist/*.whl $(TORCHES)
+
+docs: $(VENV)/.test
+	$(BIN)/mkdocs build --strict
+
 # Both regimes, one after the other, then the tables, README's too; BENCH_ARGS="-k bfloat16 --bench-laps 20" for a part of them.
 bench: bench-recycled bench-default
 	$(BIN)/python -m benchmarks.compare $(RESULTS)/recycled.json $(RESULTS)/default.json | tee $(RESULTS)/RESULTS.md
@@ -96,4 +109,4 @@ arm64: $(VENV)/.test
 	$(BIN)/python -m pytest tests/csrc/test_kernels.py -k arm64
 
 clean:
-	rm -rf build segops/lib segops/_native*.so $(VENV)/.built
+	rm -rf build dist segops/lib segops/_native*.so $(VENV)/.built
