@@ -15,6 +15,8 @@ import torch
 
 from segops import _library, triton
 
+__all__ = ["NAMES", "BackendUnavailableError", "available", "reason_unavailable", "requested", "resolve", "use"]
+
 NAMES = ("native", "triton", "simt", "reference")
 _chosen: list[str] = []
 

@@ -16,6 +16,8 @@ import torch
 
 from segops import _library
 
+__all__ = ["OPSET", "export", "translation_table"]
+
 OPSET = 18  # the first whose ScatterElements takes maxima
 
 _FLOAT, _INT32, _INT64, _DOUBLE, _UINT8 = 1, 6, 7, 11, 2  # onnx.TensorProto's

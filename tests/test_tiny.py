@@ -1,4 +1,4 @@
-"""The whole package once, in seconds, with nothing but torch: also what an installed wheel has to pass (`make dist`)."""
+"""The whole package once, in seconds, with nothing but torch: what an installed wheel has to pass (`make dist`)."""
 
 from __future__ import annotations
 
