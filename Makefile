@@ -63,8 +63,8 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
-# A source distribution, a wheel made from it, and the tiny tests of that wheel in an empty environment for each torch.
-TORCHES := torch torch==2.13.0
+# A source distribution, a wheel made from it, and the tiny tests of that one wheel in an empty environment for each torch.
+TORCHES := torch torch==2.13.0 torch==2.11.0
 dist: $(VENV)/.torch
 	$(PIP) install --quiet build
 	rm -rf dist

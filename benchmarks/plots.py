@@ -38,6 +38,8 @@ def svg(records: Sequence[dict[str, Any]]) -> bytes:
 
 
 def row_name(record: dict[str, Any]) -> str:
-    case, direction = place(record)
+    where, direction = place(record)
     part = record["op"].partition(", ")[2]
-    return f"{part}  {case}  {direction}".strip()
+    if record["op"].endswith(("backward", "grad_input")):  # a derivative alone, which its name tells
+        direction = ""
+    return f"{part}  {where}  {direction}".strip()
