@@ -57,20 +57,18 @@ def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: File
     )
 
 
-def public_names(module: str) -> list[str]:
-    """The ``__all__`` of a module, which is read and not imported."""
-    path = ROOT / module.replace(".", "/")
-    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    for node in ast.parse(source.read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__":
-            return list(ast.literal_eval(node.value))
-    raise ValueError(f"{source} has no __all__")
-
-
 def api(module: str) -> str:
-    package = ROOT / module.replace(".", "/")
-    names = [name for name in public_names(module) if not any((package / n).exists() for n in (name, f"{name}.py"))]
-    return "\n\n".join(f"::: {module}.{name}" for name in names)
+    """The reference of what the ``__all__`` of a module names, which is read and not imported, but its submodules."""
+    path = ROOT / module.replace(".", "/")
+    names, submodules = [], set()
+    for node in ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module == module:
+            submodules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            names = ast.literal_eval(node.value)
+    if not names:
+        raise ValueError(f"{module} has no __all__")
+    return "\n\n".join(f"::: {module}.{name}" for name in names if name not in submodules)
 
 
 @cache
@@ -85,7 +83,7 @@ def records(run: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def plot_of(name: str) -> str:
-    return f"plots/{name.replace(' ', '_')}.svg"
+    return f"plots/{re.sub(r'[^a-z0-9_]+', '_', name)}.svg"
 
 
 def picture(name: str, up: str) -> str:
