@@ -16,12 +16,14 @@ TSAN := 1000
 BENCH := $(BIN)/python -m pytest benchmarks --benchmark-json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build bench bench-recycled bench-default lint traffic sass mutants fuzz tsan export triton gpu arm64 clean
+.PHONY: help demo test build dist docs bench bench-recycled bench-default lint traffic sass mutants fuzz tsan export triton gpu arm64 clean
 
 help:
 	@echo "make demo    train a small U-Net on scenes of digits (about two minutes) and time the operators here"
 	@echo "make test    run all tests"
 	@echo "make build   build the libraries into segops/"
+	@echo "make dist    source distribution and wheel, tried in an empty environment with each of TORCHES (minutes)"
+	@echo "make docs    build the documentation's site into build/site"
 	@echo "make bench   time segops against PyTorch and its peers, in both allocator regimes"
 	@echo "make lint    ruff, clang-format and mypy"
 	@echo "make traffic bytes that the CUDA kernels move and bank conflicts, counted on the host, against the floor"
@@ -63,6 +65,17 @@ demo: $(VENV)/.demo
 # A worker for each core, up to 8: more would wait for the longest test. Units in the order of the files: tests/parallel.py.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
+
+# A source distribution, a wheel made from it, and the tiny tests of that one wheel in an empty environment for each torch.
+TORCHES := torch torch==2.13.0 torch==2.11.0
+dist: $(VENV)/.torch
+	$(PIP) install --quiet build
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m tests.dist dist/*.whl $(TORCHES)
+
+docs: $(VENV)/.test
+	$(BIN)/mkdocs build --strict
 
 # Both regimes, one after the other, then the tables, README's too; BENCH_ARGS="-k bfloat16 --bench-laps 20" for a part of them.
 bench: bench-recycled bench-default
@@ -106,4 +119,4 @@ arm64: $(VENV)/.test
 	$(BIN)/python -m pytest tests/csrc/test_kernels.py -k arm64
 
 clean:
-	rm -rf build segops/lib segops/_native*.so $(VENV)/.built
+	rm -rf build dist segops/lib segops/_native*.so $(VENV)/.built

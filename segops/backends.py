@@ -15,6 +15,8 @@ import torch
 
 from segops import _library, triton
 
+__all__ = ["NAMES", "BackendUnavailableError", "available", "reason_unavailable", "requested", "resolve", "use"]
+
 NAMES = ("native", "triton", "simt", "reference")
 _chosen: list[str] = []
 
@@ -47,7 +49,13 @@ def available(device_type: str = "cpu") -> tuple[str, ...]:
 
 @contextmanager
 def use(backend: str) -> Iterator[None]:
-    """Within this context, ops without an explicit ``backend=`` run on `backend`, in every thread of the process."""
+    """Within this context, ops without an explicit ``backend=`` run on `backend`, in every thread of the process.
+
+    Examples:
+        >>> with segops.backends.use("reference"):
+        ...     segops.backends.resolve(None, torch.device("cpu"))
+        'reference'
+    """
     _check_name(backend, "backend")
     _chosen.append(backend)
     try:

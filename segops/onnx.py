@@ -18,6 +18,8 @@ import torch
 from segops import _library
 from segops.reference.dilated_conv import ACTIVATIONS, LEAKY_SLOPE
 
+__all__ = ["OPSET", "export", "translation_table"]
+
 OPSET = 18  # the first whose ScatterElements takes maxima
 
 _FLOAT, _UINT8, _INT32, _INT64, _BOOL, _DOUBLE = 1, 2, 6, 7, 9, 11  # onnx.TensorProto's

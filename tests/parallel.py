@@ -14,6 +14,8 @@ TOGETHER = {
     "tests/engine/test_demo.py": "demo",
     "tests/engine/test_cli.py": "command line",
     "tests/test_benchmarks.py": "benchmarks",
+    "tests/docs/test_site.py": "site",
+    "tests/test_packaging.py": "packaging",
     "tests/ops/test_dice_bce_loss_ranks.py": "binary ranks",
     "tests/ops/test_dice_ce_loss_ranks.py": "ranks",
     "tests/metrics/test_ranks.py": "ranks of metrics",

@@ -215,11 +215,26 @@ def test_import_stays_light():
     assert not heavy & set(run.stdout.split())
 
 
+def test_importing_takes_less_than_twice_as_long_as_torch():
+    code = (
+        "from time import perf_counter as now; start = now(); import torch; middle = now(); import segops; "
+        "print((now() - middle) / (middle - start))"
+    )
+    more = []
+    for _ in range(4):  # a busy machine can hold up either import, but not the same one each time
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        more.append(float(run.stdout))
+        if more[-1] < 1:
+            return
+    pytest.fail(f"import segops takes {1 + min(more):.2f} times as long as import torch")
+
+
 def run_setup(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """build_ext of a copy of the build files, so that nothing of this checkout is touched."""
     for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "segops").mkdir()
+    shutil.copy(ROOT / "segops" / "__init__.py", tmp_path / "segops")
     return subprocess.run(
         [sys.executable, "setup.py", "build_ext"],
         cwd=tmp_path,

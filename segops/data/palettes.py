@@ -16,8 +16,7 @@ def _table(entries: dict[str, tuple[int, int, int]]) -> tuple[tuple[str, ...], T
     return tuple(entries), torch.tensor(list(entries.values()), dtype=torch.uint8)
 
 
-#: The 11 classes of CamVid that SegNet trains on, and their colours, uint8 [11, 3]; label 11 is void.
-CAMVID_CLASSES, CAMVID_PALETTE = _table(
+_CAMVID = _table(
     {
         "sky": (128, 128, 128),
         "building": (128, 0, 0),
@@ -32,9 +31,12 @@ CAMVID_CLASSES, CAMVID_PALETTE = _table(
         "bicyclist": (0, 128, 192),
     }
 )
+#: The 11 classes of CamVid that SegNet trains on; label 11 is void.
+CAMVID_CLASSES = _CAMVID[0]
+#: Their colours, uint8 [11, 3].
+CAMVID_PALETTE = _CAMVID[1]
 
-#: The 19 classes of Cityscapes that are trained and evaluated, in the order of their train ids.
-CITYSCAPES_CLASSES, CITYSCAPES_PALETTE = _table(
+_CITYSCAPES = _table(
     {
         "road": (128, 64, 128),
         "sidewalk": (244, 35, 232),
@@ -57,12 +59,17 @@ CITYSCAPES_CLASSES, CITYSCAPES_PALETTE = _table(
         "bicycle": (119, 11, 32),
     }
 )
+#: The 19 classes of Cityscapes that are trained and evaluated, in the order of their train ids.
+CITYSCAPES_CLASSES = _CITYSCAPES[0]
+#: Their colours, uint8 [19, 3].
+CITYSCAPES_PALETTE = _CITYSCAPES[1]
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 #: Train id of each of the 256 values that a *_labelIds.png may hold: int64 [256], 255 for what is ignored.
 CITYSCAPES_TRAIN_IDS = torch.full((256,), 255)
 CITYSCAPES_TRAIN_IDS[list(_CITYSCAPES_IDS)] = torch.arange(len(_CITYSCAPES_IDS))
 
+#: The 21 classes of PASCAL VOC, background first.
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table",
     "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",

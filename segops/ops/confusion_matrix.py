@@ -68,6 +68,11 @@ def confusion_matrix(
         ValueError: a wrong shape, device or number of classes; a label that is neither in [0, C) nor `ignore_index`,
             or a prediction outside [0, C) for a pixel that counts. On a CUDA device such data is reported by a later
             call or by :func:`segops.check_errors`, inside a compiled graph on a CPU as a RuntimeError.
+
+    Examples:
+        >>> segops.confusion_matrix(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 255]), 2, ignore_index=255)
+        tensor([[1, 1],
+                [0, 1]])
     """
     classes = _check(prediction, target, num_classes, ignore_index)
     errors.raise_arrived()

@@ -37,6 +37,12 @@ def deep_supervision_loss(
 
     Raises:
         TypeError, ValueError: as that function, for lists that do not fit each other, and for another `loss`.
+
+    Examples:
+        >>> heads = [torch.zeros(1, 3, size, size) for size in (16, 8, 4)]
+        >>> target = torch.zeros(1, 16, 16, dtype=torch.int64)
+        >>> f"{segops.deep_supervision_loss(heads, target, [1.0, 0.5, 0.25], dice_weight=0):.4f}"  # 1.75 log 3
+        '1.9226'
     """
     if not is_one_of(loss, _LOSSES):
         raise ValueError(f'segops.deep_supervision_loss: loss must be "dice_ce" or "dice_bce", got {loss!r}')

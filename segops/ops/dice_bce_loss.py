@@ -175,6 +175,13 @@ def dice_bce_loss(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; a bad label.
+
+    Examples:
+        >>> logits = torch.zeros(2, 1, 8, 8, requires_grad=True)
+        >>> loss, parts = segops.dice_bce_loss(logits, torch.ones(2, 1, 32, 32), return_parts=True)
+        >>> f"{parts.bce:.4f}"  # log 2
+        '0.6931'
+        >>> loss.backward()
     """
     interpolate = check_tensors(logits, target, pos_weight, pixel_weight)
     coefficients = common.overlap_coefficients(OP, overlap)

@@ -175,6 +175,16 @@ def dice_ce_loss(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; a bad label.
+
+    Examples:
+        >>> logits = torch.zeros(2, 3, 8, 8, requires_grad=True)  # of a head at a quarter of the resolution
+        >>> target = torch.ones(2, 32, 32, dtype=torch.uint8)
+        >>> loss, parts = segops.dice_ce_loss(logits, target, return_parts=True)
+        >>> f"{parts.ce:.4f}"  # log 3
+        '1.0986'
+        >>> loss.backward()
+        >>> logits.grad.shape
+        torch.Size([2, 3, 8, 8])
     """
     interpolate = check_tensors(logits, target, weight, pixel_weight, dice_class_weight)
     coefficients = common.overlap_coefficients(OP, overlap)

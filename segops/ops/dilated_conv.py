@@ -190,6 +190,12 @@ def dilated_conv2d(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range.
+
+    Examples:
+        >>> image, weight, shift = torch.ones(1, 1, 5, 5), torch.ones(1, 1, 3, 3), torch.tensor([-5.0])
+        >>> output = segops.dilated_conv2d(image, weight, None, 1, 2, 2, shift=shift, activation="relu")
+        >>> output[0, 0, 2]
+        tensor([1., 1., 4., 1., 1.])
     """
     arguments.check_tensors(input, weight, groups)
     tensors = [input, weight] if residual is None else [input, weight, residual]

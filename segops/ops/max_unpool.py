@@ -184,6 +184,10 @@ def max_pool2d(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or range.
+
+    Examples:
+        >>> segops.max_pool2d(torch.tensor([[[[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0]]]]), 2)
+        (tensor([[[[2., 3.]]]]), tensor([[[[1, 2]]]], dtype=torch.uint8))
     """
     op = "max_pool2d"
     errors.raise_arrived()
@@ -244,6 +248,11 @@ def max_unpool2d(
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or range; an index outside its
             window or the output (on CUDA by a later call or :func:`segops.check_errors`; it is dropped meanwhile).
             RuntimeError for such an index inside a compiled graph on a CPU.
+
+    Examples:
+        >>> segops.max_unpool2d(torch.tensor([[[[2.0, 3.0]]]]), torch.tensor([[[[1, 2]]]], dtype=torch.uint8), 2)
+        tensor([[[[0., 2., 0., 0.],
+                  [0., 0., 3., 0.]]]])
     """
     errors.raise_arrived()
     arguments.check_image(_UNPOOL, "input", input)
@@ -298,6 +307,10 @@ def local_to_flat_indices(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or range; an index outside its window or the
             input (on CUDA by a later call or :func:`segops.check_errors`; inside compiled graphs it becomes -1).
+
+    Examples:
+        >>> segops.local_to_flat_indices(torch.tensor([[1, 2]], dtype=torch.uint8), (2, 4), 2)
+        tensor([[1, 6]])
     """
     op = "local_to_flat_indices"
     window, (height, width) = _conversion(op, indices, torch.uint8, input_size, kernel_size, stride, padding, dilation)
@@ -331,6 +344,10 @@ def flat_to_local_indices(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or range; an index that is no element of its
             window (on CUDA by a later call or :func:`segops.check_errors`; inside compiled graphs it becomes 255).
+
+    Examples:
+        >>> segops.flat_to_local_indices(torch.tensor([[1, 6]]), (2, 4), 2)
+        tensor([[1, 2]], dtype=torch.uint8)
     """
     op = "flat_to_local_indices"
     window, (height, width) = _conversion(op, indices, torch.int64, input_size, kernel_size, stride, padding, dilation)

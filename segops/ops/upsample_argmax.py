@@ -67,6 +67,11 @@ def upsample_argmax(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, a size below 1, more classes than `dtype` can tell apart.
+
+    Examples:
+        >>> logits = torch.tensor([[[[4.0, 0.0]], [[0.0, 4.0]]]])  # class 0 left, class 1 right
+        >>> segops.upsample_argmax(logits, (1, 4))
+        tensor([[[0, 0, 1, 1]]], dtype=torch.uint8)
     """
     _check(logits, align_corners, dtype, return_score)
     height, width = output_size(OP, size)

@@ -117,6 +117,10 @@ def upsample_bilinear2d(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or range; both or neither of size and
             scale_factor.
+
+    Examples:
+        >>> segops.upsample_bilinear2d(torch.tensor([[[[0.0, 4.0]]]]), size=(1, 4))
+        tensor([[[[0., 1., 3., 4.]]]])
     """
     op = "upsample_bilinear2d"
     check_image(op, "input", input)
@@ -158,6 +162,10 @@ def upsample_cat(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device; another order.
+
+    Examples:
+        >>> segops.upsample_cat(torch.zeros(1, 64, 16, 16), torch.zeros(1, 32, 31, 33)).shape
+        torch.Size([1, 96, 31, 33])
     """
     op = "upsample_cat"
     check_image(op, "input", input)

@@ -114,6 +114,10 @@ def upsample_nearest2d(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or range; both or neither of size and
             scale_factor.
+
+    Examples:
+        >>> segops.upsample_nearest2d(torch.tensor([[[[1.0, 2.0]]]]), scale_factor=(1, 2))
+        tensor([[[[1., 1., 2., 2.]]]])
     """
     check_image("upsample_nearest2d", "input", input)
     geometry = output_geometry("upsample_nearest2d", input.shape, size, scale_factor)
@@ -142,6 +146,11 @@ def bed_of_nails2d(input: Tensor, scale: int, *, backend: str | None = None) -> 
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or range.
+
+    Examples:
+        >>> segops.bed_of_nails2d(torch.tensor([[[[1.0, 2.0]]]]), 2)
+        tensor([[[[1., 0., 2., 0.],
+                  [0., 0., 0., 0.]]]])
     """
     check_image("bed_of_nails2d", "input", input)
     if not isinstance(scale, int) or isinstance(scale, bool):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import operator
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,12 +19,7 @@ from tests.ops.dice_ce_loss_eager import OPTIONS, fill
 N, C, H, W = 2, 5, 6, 7
 
 
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch.compiler.set_stance("default")
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def doubles(*shape: int) -> Tensor:

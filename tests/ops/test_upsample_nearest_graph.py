@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import segops
 from segops import backends
 from tests.cases import make_logits
+from tests.ops.upsample_compiled import assert_compiled_is_eager
 
 OPS: dict[str, Callable[..., Tensor]] = {
     "x2": lambda x, **options: segops.upsample_nearest2d(x, scale_factor=2, **options),
@@ -33,12 +34,7 @@ OPERATORS: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch.compiler.set_stance("default")
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -64,20 +60,7 @@ def test_gradcheck_twice(layout: str, name: str, backend: str, device: str) -> N
 
 @pytest.mark.parametrize("name", OPS)
 def test_compile_gives_the_same_bits(name: str, backend: str, device: str) -> None:
-    def step(x: Tensor) -> Tensor:
-        return OPS[name](x, backend=backend)
-
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    for layout in ("contiguous", "channels_last", "sliced"):
-        results = []
-        for run in (step, compiled):
-            x = make_logits((2, 3, 4, 5), torch.bfloat16, layout, device=device).requires_grad_()
-            y = run(x)
-            grad = torch.empty_like(y).copy_(make_logits(tuple(y.shape), device=device))
-            results.append((y.detach(), *torch.autograd.grad(y, x, grad)))
-        for eager, same in zip(*results, strict=True):
-            assert torch.equal(same, eager)
-            assert backend == "reference" or same.stride() == eager.stride()
+    assert_compiled_is_eager(OPS[name], backend, device)
 
 
 def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
