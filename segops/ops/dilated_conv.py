@@ -184,7 +184,8 @@ def dilated_conv2d(
     scratch, or as many tiles as the dilation is wide if these need more, and some rows of 16 channels; besides, the
     packed weight, which is 16/9 of a float32 weight or, with "fast", four of them.
 
-    Derivatives need the output alone, but for `scale`, `slope` and "silu", where they compute the convolution once more.
+    Derivatives need the output alone, but for `scale`, `slope` and "silu", where they compute the convolution once
+    more.
 
     Under autocast, input, weight and residual are cast to its dtype. Differentiable once.
 
@@ -266,8 +267,8 @@ def prepack(weight: Tensor, precision: str = "default") -> Tensor | None:
     """A weight as Winograd's algorithm multiplies by it on a CPU: the argument `prepacked` of :func:`dilated_conv2d`.
 
     Packing is a part of the time of a convolution, the larger the smaller the image is. The result takes the memory of
-    16/9 of a float32 weight or, with "fast", of four of them. It is good for this very weight alone: each call reads the
-    weight, in a small part of the time that packing takes, and compares a checksum of all of it.
+    16/9 of a float32 weight or, with "fast", of four of them. It is good for this very weight alone: each call reads
+    the weight, in a small part of the time that packing takes, and compares a checksum of all of it.
 
     Args:
         weight: [C_out, C_in, 3, 3].
