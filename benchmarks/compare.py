@@ -58,7 +58,7 @@ def report(run: dict[str, Any]) -> str:
     for op in dict.fromkeys(b["extra_info"]["op"] for b in run["benchmarks"]):
         records = [b["extra_info"] for b in run["benchmarks"] if b["extra_info"]["op"] == op]
         parts += [f"### {op}, {title(run)}", ratio_table(records)]
-        parts += [absences(records), traffic_table(records), memory_table(records)]
+        parts += [absences(records), traffic_table(records), arithmetic_table(records), memory_table(records)]
     if found := goals(run):
         parts += ["Goals:", table(Goal._fields, found)]
     return "\n\n".join(part for part in [*parts, provenance(run)] if part)
@@ -94,6 +94,24 @@ def traffic_table(records: Iterable[dict[str, Any]]) -> str:
         return ""
     header = ("case", "direction", "floor MB", "moved MB", "floor GB/s", "copy GB/s", "fraction of the floor reached")
     return "Memory traffic of segops:\n\n" + table(header, rows)
+
+
+def arithmetic_table(records: Iterable[dict[str, Any]]) -> str:
+    """Speed of what is bound by arithmetic, counted by the definition: faster algorithms pass the processor's peak."""
+    rows = []
+    for record in records:
+        if record.get("products"):
+            flops = 2 * record["products"]
+            for name, contender in record["contenders"].items():
+                if "median" in contender:
+                    where, direction = place(record)
+                    intensity = number(flops / record["floor_bytes"])
+                    speed = number(flops / contender["median"] / 1e9)
+                    rows.append([where, direction, name, number(flops / 1e9), intensity, speed])
+    if not rows:
+        return ""
+    header = ("case", "direction", "contender", "GFLOP", "FLOP a byte of the floor", "GFLOP/s")
+    return "Arithmetic, as much as the definition has:\n\n" + table(header, rows)
 
 
 def memory_table(records: Sequence[dict[str, Any]]) -> str:

@@ -130,6 +130,7 @@ def race(
     regime: str,
     floor_bytes: int,
     moved_bytes: int,
+    products: int = 0,
     goals: Mapping[str, float] | None = None,
     memory_goal: int | None = None,
 ) -> None:
@@ -146,6 +147,7 @@ def race(
         regime: of the allocator, for the name of the benchmark.
         floor_bytes: what any implementation has to read and write.
         moved_bytes: what segops reads and writes by its algorithm.
+        products: multiply-adds by the definition, of an operator that is bound by them.
         goals: by group of contenders, the ratio to reach.
         memory_goal: bytes beyond the inputs.
     """
@@ -180,6 +182,7 @@ def race(
         goals=dict(goals or {}),
         floor_bytes=floor_bytes,
         moved_bytes=moved_bytes,
+        products=products,
         copy_bandwidth=bandwidth,
         floor_fraction=floor_bytes / records[segops]["median"] / bandwidth if bandwidth else None,
         gradient_bytes=sum(t.nbytes for t in inputs if t.is_floating_point()),

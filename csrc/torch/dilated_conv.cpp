@@ -8,6 +8,8 @@
 
 namespace segops {
 Status dilated_conv2d(const DilatedConv&, const Parallel&);
+Status dilated_conv2d_prepacked(const DilatedConvPrepacked&, const Parallel&);
+Status dilated_conv2d_prepack(const DilatedConvPrepack&, const Parallel&);
 Status dilated_conv2d_finish(const DilatedConvFinish&, const Parallel&);
 Status dilated_conv2d_grad_input(const DilatedConvGradInput&, const Parallel&);
 Status dilated_conv2d_grad_weight(const DilatedConvGradWeight&, const Parallel&);
@@ -114,9 +116,31 @@ Tensor aten_convolution(const Tensor& input, const Tensor& weight, const Vector&
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+Tensor cast(const Tensor& t, ScalarType type) {
+  StableIValue stack[] = {from(t), from(type), from(false), from(false), from(std::nullopt)};
+  call("aten::to", "dtype", stack);
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// How ATen convolves in this dtype: 16-bit types are fast where the processor multiplies them; elsewhere, float32 copies
+// are.
+bool multiplies(ScalarType type) {
+#if defined(__x86_64__)
+  if (type == ScalarType::BFloat16) {
+    static const bool has = __builtin_cpu_supports("avx512bf16") > 0;
+    return has;
+  }
+#endif
+  return type == ScalarType::Float || type == ScalarType::Double;
+}
+
 // The gradient of the input or, else, of the weight; the other tensor of the two only lends its shape.
 Tensor aten_gradient(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const ConvWindow& w,
                      int64_t groups, bool of_input) {
+  if (const ScalarType type = grad_output.scalar_type(); !multiplies(type)) {
+    const auto wide = [](const Tensor& t) { return cast(t, ScalarType::Float); };
+    return cast(aten_gradient(wide(grad_output), wide(input), wide(weight), w, groups, of_input), type);
+  }
   std::vector<StableIValue> stack{from(grad_output), from(input), from(weight), from(std::nullopt)};
   for (StableIValue value : aten_window(w, groups)) stack.push_back(value);
   const bool wanted[] = {of_input, !of_input, false};
@@ -125,12 +149,6 @@ Tensor aten_gradient(const Tensor& grad_output, const Tensor& input, const Tenso
   std::vector<Tensor> results;
   for (size_t i = 0; i < 3; ++i) results.push_back(torch::stable::detail::to<Tensor>(stack[i]));
   return results[of_input ? 0 : 1];
-}
-
-Tensor cast(const Tensor& t, ScalarType type) {
-  StableIValue stack[] = {from(t), from(type), from(false), from(false), from(std::nullopt)};
-  call("aten::to", "dtype", stack);
-  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // Whether t has the strides that empty_image gives.
@@ -153,23 +171,60 @@ Tensor laid_out(const Tensor& t, bool channels_last) {
   return torch::stable::copy_(copy, t);
 }
 
-// Processors without AVX2 keep ATen's.
-ConvMethod method_of(Dtype dtype, const ConvWindow& w, int64_t groups, const ConvSize& size, bool fast) {
-  return isa() == Isa::baseline ? ConvMethod::aten : conv_method(dtype, w, groups, size, fast);
+bool follows(const ConvEpilogue& e, bool with_bias = true) {
+  return (with_bias && e.bias) || e.scale || e.shift || e.residual.data || e.activation != Activation::none;
 }
 
-// ATen's convolution, and in place what follows it.
-Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor& weight, const Vector& bias) {
-  const bool channels_last = suggests_channels_last(input);
+// Processors without AVX2 keep ATen's. `rounded` by ATen: what follows its convolution is nothing.
+ConvMethod method_of(const Tensor& t, const ConvWindow& w, int64_t groups, ConvSize size, bool fast, bool rounded,
+                     Prepacked kept = Prepacked::none) {
+  if (isa() == Isa::baseline || t.scalar_type() == ScalarType::Double) return ConvMethod::aten;
+  size.channels_last = suggests_channels_last(t);
+  const bool narrow = rounded && t.element_size() == 2 && multiplies(t.scalar_type());
+  return conv_method(w, groups, size, fast, narrow ? 2 : 1, kept);
+}
+
+Prepacked kept_of(const Vector& prepacked, const Tensor& weight) {
+  if (!prepacked) return Prepacked::none;
+  const Tensor& t = *prepacked;
+  check(t.is_cpu() && t.scalar_type() == ScalarType::Float && t.dim() == 1 && t.is_contiguous(), "segops.", kConv,
+        ": prepacked must be a contiguous vector of float32 on the CPU");
+  for (bool fast : {false, true})
+    if (weight.size(2) == 3 && weight.size(3) == 3 && t.numel() == prepacked_floats(weight.size(1), weight.size(0), fast))
+      return fast ? Prepacked::winograd4 : Prepacked::winograd2;
+  fail("segops.", kConv, ": prepacked does not belong to a weight ", to_text(sizes_of(weight)));
+}
+
+Tensor prepack(const Tensor& weight, bool fast) {
+  check_image(weight, kConv, "weight");
+  const Dtype dtype = floating_dtype(weight, "weight");
+  const int64_t outputs = weight.size(0), inputs = weight.size(1);
+  check(dtype != Dtype::float64 && weight.size(2) == 3 && weight.size(3) == 3 && outputs > 0 && inputs > 0, "segops.", kConv,
+        ": only weights of 3x3 convolutions in 32 or 16 bits are prepacked, got ", to_text(sizes_of(weight)));
+  const Tensor dense = torch::stable::contiguous(weight);
+  Tensor result = empty({prepacked_floats(inputs, outputs, fast)}, ScalarType::Float, weight);
+  float* const to = static_cast<float*>(result.mutable_data_ptr());
+  check(dilated_conv2d_prepack({dtype, dense.const_data_ptr(), inputs, outputs, fast, to}, threads()), kConv);
+  return result;
+}
+
+// ATen's convolution, of images that are channels last if `last` says so, and what follows it. In 16 bits ATen rounds its
+// result: where more follows, it convolves float32 copies instead.
+Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor& weight, const Vector& bias, bool last) {
+  const bool channels_last = suggests_channels_last(input), narrow = input.element_size() == 2;
   ConvEpilogue rest = p.epilogue;
+  // Its bias is in the dtype of its input.
+  const bool alone = !narrow ? !follows(rest, false) : !follows(rest) && multiplies(input.scalar_type());
   // A bias first of all is ATen's own.
-  Vector first = bias;
-  if (first && first->scalar_type() != input.scalar_type()) first = cast(*first, input.scalar_type());
   rest.bias = nullptr;
-  const Tensor convolved = aten_convolution(input, weight, first, p.window, p.groups);
-  const bool last = !rest.scale && !rest.shift && !rest.residual.data && rest.activation == Activation::none;
-  if (last) return laid_out(convolved, channels_last);
-  Tensor output = is_laid_out(convolved, channels_last) ? convolved : empty_image_like(convolved, channels_last);
+  const auto wide = [&](const Tensor& t) { return narrow && !alone ? cast(t, ScalarType::Float) : t; };
+  const Tensor image = wide(input);
+  Tensor convolved = aten_convolution(last ? laid_out(image, true) : image, wide(weight), bias, p.window, p.groups);
+  convolved = laid_out(convolved, channels_last);
+  if (alone) return convolved;
+  Tensor output = narrow ? empty_image(convolved.size(0), convolved.size(1), convolved.size(2), convolved.size(3),
+                                       channels_last, input.scalar_type(), input)
+                         : convolved;
   check(
       dilated_conv2d_finish({p.dtype, planes_of(convolved.const_data_ptr(), convolved), rest, planes_of(output)}, threads()),
       kConv);
@@ -177,8 +232,9 @@ Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor&
 }
 #endif
 
-Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector scale, Vector shift, Vector residual,
-                Vector slope, const std::vector<int64_t>& window, int64_t groups, int64_t activation, bool fast) {
+Tensor convolve_by(const Tensor& input, const Tensor& weight, const Vector& prepacked, Vector bias, Vector scale,
+                   Vector shift, Vector residual, Vector slope, const std::vector<int64_t>& window, int64_t groups,
+                   int64_t activation, bool fast) {
   check_image(input, kConv, "input");
   check_image(weight, kConv, "weight");
   check_alike(weight, input, "weight");
@@ -212,8 +268,11 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector s
   }
   const Tensor dense = torch::stable::contiguous(weight);
 #ifndef SEGOPS_DEVICE_KERNELS
-  const ConvMethod method = method_of(p.dtype, w, groups, {input.size(0), input.size(1), channels, height, width}, fast);
-  if (method == ConvMethod::aten && input.size(0) > 0) return convolve_by_aten(p, input, dense, bias);
+  const Prepacked kept = kept_of(prepacked, weight);
+  const ConvMethod method = method_of(input, w, groups, {input.size(0), input.size(1), channels, height, width, false}, fast,
+                                      !follows(p.epilogue), kept);
+  if (method <= ConvMethod::aten_last && input.size(0) > 0)
+    return convolve_by_aten(p, input, dense, bias, method == ConvMethod::aten_last);
   p.fast = method == ConvMethod::winograd4;
 #endif
   Tensor output =
@@ -223,9 +282,33 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector s
   p.input = image.planes;
   p.weight = dense.const_data_ptr();
   p.output = planes_of(output);
+#ifndef SEGOPS_DEVICE_KERNELS
+  if (kept == (p.fast ? Prepacked::winograd4 : Prepacked::winograd2)) {
+    const Status status = dilated_conv2d_prepacked({p, static_cast<const float*>(prepacked->const_data_ptr())}, threads());
+    check(status != Status::unsupported, "segops.", kConv,
+          ": the weight has changed since it was prepacked, or was prepacked for another processor; prepack it again");
+    check(status, kConv);
+    return output;
+  }
+#else
+  (void)prepacked;
+#endif
   launch(p, input);
   return output;
 }
+
+Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector scale, Vector shift, Vector residual,
+                Vector slope, const std::vector<int64_t>& window, int64_t groups, int64_t activation, bool fast) {
+  return convolve_by(input, weight, std::nullopt, bias, scale, shift, residual, slope, window, groups, activation, fast);
+}
+
+#ifndef SEGOPS_DEVICE_KERNELS
+Tensor convolve_prepacked(const Tensor& input, const Tensor& weight, const Tensor& prepacked, Vector bias, Vector scale,
+                          Vector shift, Vector residual, Vector slope, const std::vector<int64_t>& window, int64_t groups,
+                          int64_t activation, bool fast) {
+  return convolve_by(input, weight, prepacked, bias, scale, shift, residual, slope, window, groups, activation, fast);
+}
+#endif
 
 Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t height, int64_t width,
                   const std::vector<int64_t>& window, int64_t groups, bool fast) {
@@ -240,8 +323,9 @@ Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t heigh
   if (n == 0) return result;
   const Tensor dense = torch::stable::contiguous(weight);
 #ifndef SEGOPS_DEVICE_KERNELS
-  const ConvMethod method = method_of(dtype, w, groups, {n, grad_output.size(1), channels, height, width}, fast);
-  if (method == ConvMethod::aten)
+  const ConvMethod method =
+      method_of(grad_output, w, groups, {n, grad_output.size(1), channels, height, width, false}, fast, true);
+  if (method <= ConvMethod::aten_last)
     return laid_out(aten_gradient(grad_output, result, dense, w, groups, true), suggests_channels_last(grad_output));
   fast = method == ConvMethod::winograd4;
 #endif
@@ -278,6 +362,10 @@ Tensor grad_weight(const Tensor& input, const Tensor& grad_output, int64_t kerne
 
 SEGOPS_LIBRARY_IMPL(SEGOPS_NAMESPACE, SEGOPS_DISPATCH_KEY, m) {
   m.impl("dilated_conv2d", TORCH_BOX(&segops::binding::convolve));
+#ifndef SEGOPS_DEVICE_KERNELS
+  m.impl("dilated_conv2d_prepacked", TORCH_BOX(&segops::binding::convolve_prepacked));
+  m.impl("dilated_conv2d_prepack", TORCH_BOX(&segops::binding::prepack));
+#endif
   m.impl("dilated_conv2d_grad_input", TORCH_BOX(&segops::binding::grad_input));
   m.impl("dilated_conv2d_grad_weight", TORCH_BOX(&segops::binding::grad_weight));
 }
