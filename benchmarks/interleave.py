@@ -128,10 +128,12 @@ def race(
     reference: Callable[..., Tensor],
     own: Callable[..., Tensor],
     regime: str,
-    floor_bytes: int,
-    moved_bytes: int,
+    floor_bytes: int = 0,
+    moved_bytes: int = 0,
     goals: Mapping[str, float] | None = None,
     memory_goal: int | None = None,
+    memory_goals: Mapping[str, float] | None = None,
+    network: bool = False,
 ) -> None:
     """Check, weigh and time the contenders, the first of which is segops, and record all that with pytest-benchmark.
 
@@ -144,10 +146,12 @@ def race(
         reference: the truth when called with float64 inputs.
         own: PyTorch's own way; its error in the dtype of the case is the yardstick for that of segops.
         regime: of the allocator, for the name of the benchmark.
-        floor_bytes: what any implementation has to read and write.
+        floor_bytes: what any implementation has to read and write; 0 where memory is not what the time goes to.
         moved_bytes: what segops reads and writes by its algorithm.
         goals: by group of contenders, the ratio to reach.
         memory_goal: bytes beyond the inputs.
+        memory_goals: by group of contenders, the share of their least peak to stay below.
+        network: a whole network, whose peaks are told in either direction and in bytes.
     """
     benchmark.name = f"{case.op}-{case}-{direction}-{regime}"
     benchmark.group = case.op
@@ -184,6 +188,8 @@ def race(
         floor_fraction=floor_bytes / records[segops]["median"] / bandwidth if bandwidth else None,
         gradient_bytes=sum(t.nbytes for t in inputs if t.is_floating_point()),
         memory_goal_bytes=memory_goal,
+        memory_goals=dict(memory_goals or {}),
+        network=network,
     )
     replay_clock.replay(benchmark, samples[segops])
 
