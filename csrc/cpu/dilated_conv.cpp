@@ -26,14 +26,45 @@ Status winograd(const DilatedConv& p, const WeightView& weight, const Parallel& 
   return Winograd<F2, In>(p, weight, parallel.workers).run(parallel);
 }
 
+WeightView weight_of(const DilatedConv& p) { return {p.weight, p.input.channels * 9, 9, false}; }
+
 }  // namespace
 
 Status dilated_conv2d(const DilatedConv& p, const Parallel& parallel) {
   if (p.output.batch == 0) return Status::ok;
   return for_dtype(p.dtype, [&]<class T, class In>() {
     if constexpr (sizeof(T) == sizeof(float))
-      if (winograd_applies(p.window, p.groups)) return winograd<In>(p, {p.weight, p.input.channels * 9, 9, false}, parallel);
+      if (winograd_applies(p.window, p.groups)) return winograd<In>(p, weight_of(p), parallel);
     return convolve<T, In>(p, parallel);
+  });
+}
+
+Status dilated_conv2d_prepacked(const DilatedConvPrepacked& p, const Parallel& parallel) {
+  return for_dtype(p.conv.dtype, [&]<class T, class In>() {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (p.conv.fast)
+        return Winograd<F4, In>(p.conv, weight_of(p.conv), parallel.workers).run_prepacked(parallel, p.prepacked);
+      return Winograd<F2, In>(p.conv, weight_of(p.conv), parallel.workers).run_prepacked(parallel, p.prepacked);
+    }
+    return Status::unsupported;
+  });
+}
+
+Status dilated_conv2d_prepack(const DilatedConvPrepack& p, const Parallel& parallel) {
+  DilatedConv conv{};
+  conv.weight = p.weight;
+  conv.window = {3, 3, 1, 1, 1, 1, 1, 1};
+  conv.input.channels = p.inputs;
+  conv.output = {nullptr, 1, p.outputs, 1, 1, 0, 0, 0, 0};
+  return for_dtype(p.dtype, [&]<class T, class In>() {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (p.fast)
+        Winograd<F4, In>(conv, weight_of(conv), parallel.workers).prepack(parallel, p.prepacked);
+      else
+        Winograd<F2, In>(conv, weight_of(conv), parallel.workers).prepack(parallel, p.prepacked);
+      return Status::ok;
+    }
+    return Status::unsupported;
   });
 }
 
@@ -65,6 +96,8 @@ Status dilated_conv2d_grad_weight(const DilatedConvGradWeight& p, const Parallel
 
 #ifdef SEGOPS_ISA_IS_BASELINE
 SEGOPS_LAUNCHER(dilated_conv2d, DilatedConv)
+SEGOPS_LAUNCHER(dilated_conv2d_prepacked, DilatedConvPrepacked)
+SEGOPS_LAUNCHER(dilated_conv2d_prepack, DilatedConvPrepack)
 SEGOPS_LAUNCHER(dilated_conv2d_finish, DilatedConvFinish)
 SEGOPS_LAUNCHER(dilated_conv2d_grad_input, DilatedConvGradInput)
 SEGOPS_LAUNCHER(dilated_conv2d_grad_weight, DilatedConvGradWeight)

@@ -144,15 +144,15 @@ Status finish_image(const DilatedConvFinish& p, const Parallel& parallel) {
       const int64_t n = channels_last ? plane : plane / o.channels, c = channels_last ? 0 : plane % o.channels;
       for (int64_t x = 0; x < (channels_last ? o.width : 1); ++x) {
         const int64_t offset = n * from.stride_n + c * from.stride_c + y * from.stride_h + x * from.stride_w;
-        const In* source = static_cast<const In*>(from.data) + offset;
+        const T* source = static_cast<const T*>(from.data) + offset;
         In* target = static_cast<In*>(o.data) + n * o.stride_n + c * o.stride_c + y * o.stride_h + x * o.stride_w;
         const In* residual = finish.template residual_at<In>(n, c, y, x);
         if (channels_last)
-          finish_run<false, T, In, In>(finish, c, o.channels, {source, from.stride_c}, {residual, r.stride_c},
-                                       {target, o.stride_c});
+          finish_run<false, T, T, In>(finish, c, o.channels, {source, from.stride_c}, {residual, r.stride_c},
+                                      {target, o.stride_c});
         else
-          finish_run<true, T, In, In>(finish, c, o.width, {source, from.stride_w}, {residual, r.stride_w},
-                                      {target, o.stride_w});
+          finish_run<true, T, T, In>(finish, c, o.width, {source, from.stride_w}, {residual, r.stride_w},
+                                     {target, o.stride_w});
       }
     }
   });

@@ -10,6 +10,7 @@
 #pragma once
 #include "dilated_conv_direct.h"
 #include "dilated_conv_gemm.h"
+#include "dilated_conv_prepack.h"
 #include "dilated_conv_transform.h"
 
 #ifdef __linux__
@@ -78,42 +79,76 @@ class Winograd {
     product_stride_ = apart(outputs_);
     image_step_ = most_tiles_ * image_stride_ + kBlock;
     product_step_ = most_tiles_ * product_stride_ + kBlock;
-    weight_step_ = inputs_ * outputs_ + kBlock;
+    weight_step_ = winograd_weight_step(p.input.channels, p.output.channels);
   }
 
   static int64_t apart(int64_t floats) { return floats % 256 == 0 ? floats + kBlock : floats; }
   static int64_t lines(int64_t floats) { return (floats + 15) / 16 * 16; }
   int64_t weight_floats() const { return kPoints * weight_step_; }
+  int64_t weight_bytes() const { return p_.output.channels * p_.input.channels * 9 * static_cast<int64_t>(sizeof(In)); }
   int64_t band_floats() const { return (rows_ * kOut + 2) * band_width_ * kBlock; }
   int64_t scratch_floats() const {
     return lines(kPoints * image_step_) + lines(kPoints * product_step_) + band_floats() + lines(p_.output.width);
   }
 
   Status run(const Parallel& parallel) {
-    const int64_t scratch = scratch_floats();
-    const Memory constants(Finish<float>::bytes(p_.output.channels), false);
-    const Scratch weights(lines(weight_floats())), memory(scratch * parallel.workers);
-    if (!constants.data || !weights.data || !memory.data) return Status::out_of_memory;
-    const Finish<float> finish(p_.epilogue, p_.output.channels, constants.data);
-    transformed_ = weights.data;
-    for_each_item(parallel, outputs_ / kBlock * (inputs_ / kBlock), false, [&](int64_t item, int32_t) {
-      pack(item / (inputs_ / kBlock) * kBlock, item % (inputs_ / kBlock) * kBlock);
-    });
-    for_each_item(parallel, p_.output.batch * segments_ * vertical_phases_ * bands_, false,
-                  [&](int64_t item, int32_t worker) { convolve(item, finish, memory.data + worker * scratch); });
-    return Status::ok;
+    const Scratch weights(weight_floats());
+    if (!weights.data) return Status::out_of_memory;
+    pack(parallel, weights.data);
+    return convolve(parallel, weights.data, nullptr);
+  }
+
+  // By what prepack() left; results are worth nothing if it belongs to another weight.
+  Status run_prepacked(const Parallel& parallel, const float* prepacked) {
+    const float* const end = prepacked + weight_floats();
+    if (!is_layout(end + kChecksumWords, kOut)) return Status::unsupported;
+    Checksum checksum{weight_.data, weight_bytes()};
+    const Status status = convolve(parallel, prepacked, &checksum);
+    return status == Status::ok && !checksum.is(end) ? Status::unsupported : status;
+  }
+
+  void prepack(const Parallel& parallel, float* to) {
+    pack(parallel, to);
+    Checksum checksum{weight_.data, weight_bytes()};
+    for_each_item(parallel, checksum.parts(), false, [&](int64_t item, int32_t) { checksum.add(item); });
+    checksum.write(to + weight_floats());
+    write_layout(to + weight_floats() + kChecksumWords, kOut);
   }
 
  private:
+  void pack(const Parallel& parallel, float* to) const {
+    for_each_item(parallel, outputs_ / kBlock * (inputs_ / kBlock), false, [&](int64_t item, int32_t) {
+      pack_block(item / (inputs_ / kBlock) * kBlock, item % (inputs_ / kBlock) * kBlock, to);
+    });
+  }
+
+  // The checksum of the weight, if it is asked for, is taken by the way.
+  Status convolve(const Parallel& parallel, const float* weights, Checksum* checksum) {
+    const int64_t scratch = scratch_floats(), parts = checksum ? checksum->parts() : 0;
+    const Memory constants(Finish<float>::bytes(p_.output.channels), false);
+    const Scratch memory(scratch * parallel.workers);
+    if (!constants.data || !memory.data) return Status::out_of_memory;
+    const Finish<float> finish(p_.epilogue, p_.output.channels, constants.data);
+    transformed_ = weights;
+    for_each_item(parallel, parts + p_.output.batch * segments_ * vertical_phases_ * bands_, false,
+                  [&](int64_t item, int32_t worker) {
+                    if (item < parts)
+                      checksum->add(item);
+                    else
+                      convolve(item - parts, finish, memory.data + worker * scratch);
+                  });
+    return Status::ok;
+  }
+
   // The tiles of an item: `rows` from row of tiles `row` of vertical phase `phase`, columns [column, end) of all phases.
   struct Item {
     int64_t n, phase, row, rows, column, end, x_begin, x_end;
   };
 
   // Transforms the weights of 16 outputs and 16 inputs.
-  void pack(int64_t output, int64_t input) const {
+  void pack_block(int64_t output, int64_t input, float* weights) const {
     const PanelPlace place = panel_place(output, inputs_, outputs_);
-    float* const to = transformed_ + place.offset + input * place.width;
+    float* const to = weights + place.offset + input * place.width;
     const int64_t have_o = least(p_.output.channels - output, kBlock), have_i = least(p_.input.channels - input, kBlock);
     // Taps in [input][tap][output], through [one channel][of 16 others][tap], which is dense in memory.
     alignas(64) float taps[kBlock * 9 * kBlock];
@@ -366,7 +401,7 @@ class Winograd {
 
   const DilatedConv& p_;
   const WeightView weight_;
-  float* transformed_ = nullptr;
+  const float* transformed_ = nullptr;
   int64_t inputs_, outputs_;  // channels, padded
   int64_t vertical_phases_, segments_, bands_, columns_, rows_, most_tiles_, band_width_;
   int64_t image_stride_, product_stride_, image_step_, product_step_, weight_step_;

@@ -8,6 +8,8 @@
 
 namespace segops {
 Status dilated_conv2d(const DilatedConv&, const Parallel&);
+Status dilated_conv2d_prepacked(const DilatedConvPrepacked&, const Parallel&);
+Status dilated_conv2d_prepack(const DilatedConvPrepack&, const Parallel&);
 Status dilated_conv2d_finish(const DilatedConvFinish&, const Parallel&);
 Status dilated_conv2d_grad_input(const DilatedConvGradInput&, const Parallel&);
 Status dilated_conv2d_grad_weight(const DilatedConvGradWeight&, const Parallel&);
@@ -148,22 +150,51 @@ Tensor laid_out(const Tensor& t, bool channels_last) {
 }
 
 // Processors without AVX2 keep ATen's.
-ConvMethod method_of(Dtype dtype, const ConvWindow& w, int64_t groups, const ConvSize& size, bool fast) {
-  return isa() == Isa::baseline ? ConvMethod::aten : conv_method(dtype, w, groups, size, fast);
+ConvMethod method_of(Dtype dtype, const ConvWindow& w, int64_t groups, const ConvSize& size, bool fast,
+                     Prepacked kept = Prepacked::none) {
+  return isa() == Isa::baseline ? ConvMethod::aten : conv_method(dtype, w, groups, size, fast, kept);
 }
 
-// ATen's convolution, and in place what follows it.
+Prepacked kept_of(const Vector& prepacked, const Tensor& weight) {
+  if (!prepacked) return Prepacked::none;
+  const Tensor& t = *prepacked;
+  check(t.is_cpu() && t.scalar_type() == ScalarType::Float && t.dim() == 1 && t.is_contiguous(), "segops.", kConv,
+        ": prepacked must be a contiguous vector of float32 on the CPU");
+  for (bool fast : {false, true})
+    if (weight.size(2) == 3 && weight.size(3) == 3 && t.numel() == prepacked_floats(weight.size(1), weight.size(0), fast))
+      return fast ? Prepacked::winograd4 : Prepacked::winograd2;
+  fail("segops.", kConv, ": prepacked does not belong to a weight ", to_text(sizes_of(weight)));
+}
+
+Tensor prepack(const Tensor& weight, bool fast) {
+  check_image(weight, kConv, "weight");
+  const Dtype dtype = floating_dtype(weight, "weight");
+  const int64_t outputs = weight.size(0), inputs = weight.size(1);
+  check(dtype != Dtype::float64 && weight.size(2) == 3 && weight.size(3) == 3 && outputs > 0 && inputs > 0, "segops.", kConv,
+        ": only weights of 3x3 convolutions in 32 or 16 bits are prepacked, got ", to_text(sizes_of(weight)));
+  const Tensor dense = torch::stable::contiguous(weight);
+  Tensor result = empty({prepacked_floats(inputs, outputs, fast)}, ScalarType::Float, weight);
+  float* const to = static_cast<float*>(result.mutable_data_ptr());
+  check(dilated_conv2d_prepack({dtype, dense.const_data_ptr(), inputs, outputs, fast, to}, threads()), kConv);
+  return result;
+}
+
+// ATen's convolution, and in place what follows it. In 16 bits ATen rounds its result: where more follows, it convolves
+// float32 copies instead.
 Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor& weight, const Vector& bias) {
-  const bool channels_last = suggests_channels_last(input);
+  const bool channels_last = suggests_channels_last(input), narrow = input.element_size() == 2;
   ConvEpilogue rest = p.epilogue;
+  const bool more = rest.scale || rest.shift || rest.residual.data || rest.activation != Activation::none;
+  if (narrow && !more && !bias) return laid_out(aten_convolution(input, weight, bias, p.window, p.groups), channels_last);
   // A bias first of all is ATen's own.
-  Vector first = bias;
-  if (first && first->scalar_type() != input.scalar_type()) first = cast(*first, input.scalar_type());
   rest.bias = nullptr;
-  const Tensor convolved = aten_convolution(input, weight, first, p.window, p.groups);
-  const bool last = !rest.scale && !rest.shift && !rest.residual.data && rest.activation == Activation::none;
-  if (last) return laid_out(convolved, channels_last);
-  Tensor output = is_laid_out(convolved, channels_last) ? convolved : empty_image_like(convolved, channels_last);
+  const auto wide = [&](const Tensor& t) { return narrow ? cast(t, ScalarType::Float) : t; };
+  const Tensor convolved = aten_convolution(wide(input), wide(weight), bias, p.window, p.groups);
+  if (!narrow && !more) return laid_out(convolved, channels_last);
+  Tensor output = !narrow && is_laid_out(convolved, channels_last)
+                      ? convolved
+                      : empty_image(convolved.size(0), convolved.size(1), convolved.size(2), convolved.size(3),
+                                    channels_last, input.scalar_type(), input);
   check(
       dilated_conv2d_finish({p.dtype, planes_of(convolved.const_data_ptr(), convolved), rest, planes_of(output)}, threads()),
       kConv);
@@ -171,8 +202,9 @@ Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor&
 }
 #endif
 
-Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector scale, Vector shift, Vector residual,
-                Vector slope, const std::vector<int64_t>& window, int64_t groups, int64_t activation, bool fast) {
+Tensor convolve_by(const Tensor& input, const Tensor& weight, const Vector& prepacked, Vector bias, Vector scale,
+                   Vector shift, Vector residual, Vector slope, const std::vector<int64_t>& window, int64_t groups,
+                   int64_t activation, bool fast) {
   check_image(input, kConv, "input");
   check_image(weight, kConv, "weight");
   check_alike(weight, input, "weight");
@@ -206,7 +238,9 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector s
   }
   const Tensor dense = torch::stable::contiguous(weight);
 #ifndef SEGOPS_DEVICE_KERNELS
-  const ConvMethod method = method_of(p.dtype, w, groups, {input.size(0), input.size(1), channels, height, width}, fast);
+  const Prepacked kept = kept_of(prepacked, weight);
+  const ConvMethod method =
+      method_of(p.dtype, w, groups, {input.size(0), input.size(1), channels, height, width}, fast, kept);
   if (method == ConvMethod::aten && input.size(0) > 0) return convolve_by_aten(p, input, dense, bias);
   p.fast = method == ConvMethod::winograd4;
 #endif
@@ -217,9 +251,33 @@ Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector s
   p.input = image.planes;
   p.weight = dense.const_data_ptr();
   p.output = planes_of(output);
+#ifndef SEGOPS_DEVICE_KERNELS
+  if (kept == (p.fast ? Prepacked::winograd4 : Prepacked::winograd2)) {
+    const Status status = dilated_conv2d_prepacked({p, static_cast<const float*>(prepacked->const_data_ptr())}, threads());
+    check(status != Status::unsupported, "segops.", kConv,
+          ": the weight has changed since it was prepacked, or was prepacked for another processor; prepack it again");
+    check(status, kConv);
+    return output;
+  }
+#else
+  (void)prepacked;
+#endif
   launch(p, input);
   return output;
 }
+
+Tensor convolve(const Tensor& input, const Tensor& weight, Vector bias, Vector scale, Vector shift, Vector residual,
+                Vector slope, const std::vector<int64_t>& window, int64_t groups, int64_t activation, bool fast) {
+  return convolve_by(input, weight, std::nullopt, bias, scale, shift, residual, slope, window, groups, activation, fast);
+}
+
+#ifndef SEGOPS_DEVICE_KERNELS
+Tensor convolve_prepacked(const Tensor& input, const Tensor& weight, const Tensor& prepacked, Vector bias, Vector scale,
+                          Vector shift, Vector residual, Vector slope, const std::vector<int64_t>& window, int64_t groups,
+                          int64_t activation, bool fast) {
+  return convolve_by(input, weight, prepacked, bias, scale, shift, residual, slope, window, groups, activation, fast);
+}
+#endif
 
 Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t height, int64_t width,
                   const std::vector<int64_t>& window, int64_t groups, bool fast) {
@@ -272,6 +330,10 @@ Tensor grad_weight(const Tensor& input, const Tensor& grad_output, int64_t kerne
 
 SEGOPS_LIBRARY_IMPL(SEGOPS_NAMESPACE, SEGOPS_DISPATCH_KEY, m) {
   m.impl("dilated_conv2d", TORCH_BOX(&segops::binding::convolve));
+#ifndef SEGOPS_DEVICE_KERNELS
+  m.impl("dilated_conv2d_prepacked", TORCH_BOX(&segops::binding::convolve_prepacked));
+  m.impl("dilated_conv2d_prepack", TORCH_BOX(&segops::binding::prepack));
+#endif
   m.impl("dilated_conv2d_grad_input", TORCH_BOX(&segops::binding::grad_input));
   m.impl("dilated_conv2d_grad_weight", TORCH_BOX(&segops::binding::grad_weight));
 }

@@ -5,7 +5,7 @@ from segops.nn.losses import DeepSupervisionLoss, DiceBCELoss, DiceCELoss
 from segops.nn.network_losses import DynamicWeightDecay, HeatmapLoss, OhemCrossEntropy
 from segops.nn.octave import GOctConv2d, OctConv2d
 from segops.nn.pooling import MaxPool2d, MaxUnpool2d
-from segops.nn.precision import set_precision
+from segops.nn.precision import prepack, set_precision
 from segops.nn.saliency_losses import BASNetLoss, SSIMLoss, U2NetLoss
 from segops.nn.upsampling import BedOfNails2d, Cat, Upsample, UpsampleCat, UpsamplingBilinear2d, UpsamplingNearest2d
 
@@ -32,5 +32,6 @@ __all__ = [
     "UpsampleCat",
     "UpsamplingBilinear2d",
     "UpsamplingNearest2d",
+    "prepack",
     "set_precision",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from segops.nn.norm_act import activated, norm_act, trains_lean
-from segops.ops.dilated_conv import dilated_conv2d
+from segops.ops.dilated_conv import dilated_conv2d, prepack
 from segops.ops.dilated_conv_arguments import check_precision
 from segops.recompute import is_remembered, kept, remember
 
@@ -27,6 +27,8 @@ class DilatedConv2d(nn.Conv2d):
         [N, C_in, H, W] or [C_in, H, W] to [N, C_out, H', W'] or [C_out, H', W'].
     """
 
+    _prepacked: Tensor | None = None
+
     def __init__(self, *args: Any, precision: str = "default", **kwargs: Any) -> None:
         check_precision(precision)
         super().__init__(*args, **kwargs)
@@ -42,8 +44,31 @@ class DilatedConv2d(nn.Conv2d):
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         batch = input if input.ndim == 4 else input.unsqueeze(0)
         options = (self.stride, padding, self.dilation, self.groups)
-        output = dilated_conv2d(batch, weight, bias, *options, precision=self.precision, **epilogue)
+        ready = self._prepacked if weight is self.weight and not torch.compiler.is_exporting() else None
+        output = dilated_conv2d(batch, weight, bias, *options, precision=self.precision, prepacked=ready, **epilogue)
         return output if input.ndim == 4 else output.squeeze(0)
+
+    def prepack(self) -> bool:
+        """Keep the weight as inference on a CPU needs it beside the weight; see :func:`segops.nn.prepack`.
+
+        Returns:
+            Whether there is anything to keep: a 3x3 convolution of stride 1 and one group on a CPU.
+        """
+        applies = self.kernel_size == (3, 3) and self.stride == (1, 1) and self.groups == 1
+        self._prepacked = prepack(self.weight, self.precision) if applies else None
+        return self._prepacked is not None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._prepacked = None
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._prepacked = None
+        super()._load_from_state_dict(*args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies, and other processes, pack for themselves."""
+        return {name: value for name, value in self.__dict__.items() if name != "_prepacked"}
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):

@@ -1,4 +1,4 @@
-"""The precision of all convolutions of a model at once."""
+"""Of all convolutions of a model at once: their precision, and their weights packed for inference."""
 
 from __future__ import annotations
 
@@ -28,4 +28,23 @@ def set_precision(model: Model, precision: str) -> Model:
         raise ValueError("segops.nn.set_precision: the model has no convolutions of segops; see segops.convert")
     for module in convolutions:
         module.precision = precision
+    return model
+
+
+def prepack(model: Model) -> Model:
+    """Keep the weights of 3x3 convolutions as Winograd's algorithm multiplies by them, for inference on a CPU.
+
+    A call then spares the packing. Each convolution keeps 16/9 of its weight's memory besides, at precision "fast" four
+    times that: set the precision first. A weight that has changed since, whatever way, is an error of the next call
+    without gradients and never an old answer: each call compares a checksum of the whole weight. A state that is
+    loaded, another device or dtype, copies and pickles leave behind what is kept. Calls with gradients do not use it.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: a model without convolutions that can be prepacked.
+    """
+    if not sum(module.prepack() for module in model.modules() if isinstance(module, DilatedConv2d)):
+        raise ValueError("segops.nn.prepack: the model has no 3x3 convolutions of segops on a CPU that has AVX2")
     return model

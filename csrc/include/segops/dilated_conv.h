@@ -54,9 +54,9 @@ struct DilatedConvGradWeight {
   bool fast;
 };
 
-// What follows a convolution that was computed elsewhere; output may be where it is. CPU only.
+// What follows a convolution that was computed elsewhere, in the accumulation type; output may be where it is. CPU only.
 struct DilatedConvFinish {
-  Dtype dtype;
+  Dtype dtype;  // of the output
   ConstPlanes convolved;
   ConvEpilogue epilogue;
   Planes output;
