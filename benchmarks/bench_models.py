@@ -187,7 +187,7 @@ def frozen(twins: Twins) -> Callable[[Tensor], Tensor]:
 def test_inference(name: str, kind: str, race: Callable[..., None], bench_device: str) -> None:
     network = NETWORKS[name]
     twins = Twins(name, network, bench_device)
-    segops.nn.set_precision(twins.ours, "fast" if kind == FAST else "default")
+    segops.nn.prepack(segops.nn.set_precision(twins.ours, "fast" if kind == FAST else "default"))
     x = checks.image(*network.image[2:]).to(bench_device)
     others = [
         Contender("eager", twins.infer),
