@@ -205,7 +205,8 @@ def test_inference(name: str, kind: str, race: Callable[..., None], bench_device
         (x,),
         [Contender("segops", partial(network.own_output, twins.ours), "channels_last"), *others],
         reference=twins.infer,
-        own=partial(rounded, twins) if kind == FAST else twins.infer,
+        # Of SegNet, too: where two pixels of a window are equal but for rounding, unpooling moves one of them.
+        own=partial(rounded, twins) if kind == FAST or name == "segnet" else twins.infer,
         goals={peer: GOALS[kind] for peer in PEERS} if bench_device == "cpu" and name != "segnet" else None,
         network=True,
     )
