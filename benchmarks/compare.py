@@ -115,7 +115,7 @@ def memory_table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def network_memory_table(records: Sequence[dict[str, Any]]) -> str:
-    """Peaks of whole networks beyond parameters and images, by both counts; other run times have the second alone."""
+    """Peaks of whole networks beyond parameters and images, by both counts."""
     rows = []
     for record in records:
         for name, contender in record["contenders"].items():
@@ -124,7 +124,10 @@ def network_memory_table(records: Sequence[dict[str, Any]]) -> str:
                 rows.append([*place(record), name, *map(megabytes, peaks)])
     if not rows:
         return ""
-    title = "Peak memory beyond parameters and images, of a training step with the parameters' gradients:\n\n"
+    title = (
+        "Peak memory beyond parameters and images, of a training step with the parameters' gradients. Other run times "
+        "allocate nothing by PyTorch and keep their memory between calls, so that neither count tells what they need:\n\n"
+    )
     return title + table(["case", "direction", "contender", "allocated by PyTorch, MB", "resident, MB"], rows)
 
 
