@@ -126,7 +126,7 @@ def network_memory_table(records: Sequence[dict[str, Any]]) -> str:
         return ""
     title = (
         "Peak memory beyond parameters and images, of a training step with the parameters' gradients. Other run times "
-        "allocate nothing by PyTorch and keep their memory between calls, so that neither count tells what they need:\n\n"
+        "allocate nothing by PyTorch and keep their memory between calls, so neither count tells what they need:\n\n"
     )
     return title + table(["case", "direction", "contender", "allocated by PyTorch, MB", "resident, MB"], rows)
 
