@@ -59,7 +59,8 @@ def report(run: dict[str, Any]) -> str:
         records = [b["extra_info"] for b in run["benchmarks"] if b["extra_info"]["op"] == op]
         parts += [f"### {op}, {title(run)}", ratio_table(records)]
         whole = [record for record in records if record.get("network")]
-        parts += [absences(records), traffic_table(records), network_memory_table(whole)]
+        parts += [absences(records), traffic_table(records), arithmetic_table(records)]
+        parts += [network_memory_table(whole)]
         parts.append(memory_table([record for record in records if record not in whole]))
     if found := goals(run):
         parts += ["Goals:", table(Goal._fields, found)]
@@ -96,6 +97,24 @@ def traffic_table(records: Iterable[dict[str, Any]]) -> str:
         return ""
     header = ("case", "direction", "floor MB", "moved MB", "floor GB/s", "copy GB/s", "fraction of the floor reached")
     return "Memory traffic of segops:\n\n" + table(header, rows)
+
+
+def arithmetic_table(records: Iterable[dict[str, Any]]) -> str:
+    """Speed of what is bound by arithmetic, counted by the definition: faster algorithms pass the processor's peak."""
+    rows = []
+    for record in records:
+        if record.get("products"):
+            flops = 2 * record["products"]
+            for name, contender in record["contenders"].items():
+                if "median" in contender:
+                    where, direction = place(record)
+                    intensity = number(flops / record["floor_bytes"])
+                    speed = number(flops / contender["median"] / 1e9)
+                    rows.append([where, direction, name, number(flops / 1e9), intensity, speed])
+    if not rows:
+        return ""
+    header = ("case", "direction", "contender", "GFLOP", "FLOP a byte of the floor", "GFLOP/s")
+    return "Arithmetic, as much as the definition has:\n\n" + table(header, rows)
 
 
 def memory_table(records: Sequence[dict[str, Any]]) -> str:

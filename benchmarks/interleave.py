@@ -130,6 +130,7 @@ def race(
     regime: str,
     floor_bytes: int = 0,
     moved_bytes: int = 0,
+    products: int = 0,
     goals: Mapping[str, float] | None = None,
     memory_goal: int | None = None,
     memory_goals: Mapping[str, float] | None = None,
@@ -148,6 +149,7 @@ def race(
         regime: of the allocator, for the name of the benchmark.
         floor_bytes: what any implementation has to read and write; 0 where memory is not what the time goes to.
         moved_bytes: what segops reads and writes by its algorithm.
+        products: multiply-adds by the definition, of an operator that is bound by them.
         goals: by group of contenders, the ratio to reach.
         memory_goal: bytes beyond the inputs.
         memory_goals: by group of contenders, the share of their least peak to stay below.
@@ -187,6 +189,7 @@ def race(
         goals=dict(goals or {}),
         floor_bytes=floor_bytes,
         moved_bytes=moved_bytes,
+        products=products,
         copy_bandwidth=bandwidth,
         floor_fraction=floor_bytes / records[segops]["median"] / bandwidth if bandwidth else None,
         gradient_bytes=sum(t.nbytes for t in inputs if t.is_floating_point()),

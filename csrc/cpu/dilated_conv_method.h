@@ -5,7 +5,8 @@
 
 namespace segops {
 
-enum class ConvMethod : int32_t { aten, winograd2, winograd4 };
+// aten_last: ATen's convolution of a copy that is channels last.
+enum class ConvMethod : int32_t { aten, aten_last, winograd2, winograd4 };
 
 inline bool winograd_applies(const ConvWindow& w, int64_t groups) {
   return w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && groups == 1;
@@ -15,6 +16,7 @@ inline bool winograd_applies(const ConvWindow& w, int64_t groups) {
 struct ConvSize {
   int64_t batch, inputs, outputs;  // channels
   int64_t height, width;           // of the output
+  bool channels_last;
 };
 
 // Tiles of m outputs along an axis: those of every phase of its dilation.
@@ -23,37 +25,75 @@ inline int64_t winograd_tiles(int64_t size, int64_t dilation, int64_t m) {
   return (dilation - longer) * ((whole + m - 1) / m) + longer * ((whole + m) / m);
 }
 
-// Costs in multiply-adds of a matrix product at full speed, from profiles of large and small images: what a pixel of a
-// channel, a tile of a channel and a weight cost besides.
-constexpr double kProductCost = 1.15, kDirectCost = 1.05, kPixelCost = 30, kFixedCost = 16e6, kWorthIt = 0.9,
-                 kChecksumCost = 100;
-
-inline double direct_cost(const ConvSize& s) {
-  const double pixels = static_cast<double>(s.batch * s.height * s.width);
-  return pixels * (9. * static_cast<double>(s.inputs * s.outputs) * kDirectCost +
-                   static_cast<double>(s.inputs + s.outputs) * kPixelCost);
+// Outputs of an axis times the three taps, less those taps that lie beyond the image, which oneDNN leaves out.
+inline double taps_inside(int64_t size, int64_t dilation, int64_t padding) {
+  const int64_t input = size + 2 * (dilation - padding);
+  int64_t inside = 0;
+  for (int64_t tap = 0; tap < 3; ++tap) {
+    const int64_t shift = tap * dilation - padding;
+    const int64_t begin = shift < 0 ? -shift : 0, end = input - shift < size ? input - shift : size;
+    if (begin < end) inside += end - begin;
+  }
+  return static_cast<double>(inside);
 }
 
-inline double winograd_cost(const ConvSize& s, const ConvWindow& w, int64_t m, bool prepacked) {
-  const int64_t inputs = (s.inputs + 15) / 16 * 16, outputs = (s.outputs + 15) / 16 * 16;
+// Costs are in multiply-adds of a matrix product at full speed, 115 a nanosecond where they were fitted, to 200 shapes of
+// benchmarks/sweep_dilated_conv.py: of a call, of a multiply-add, of a pixel or tile of a channel, and of a weight.
+struct ConvCost {
+  double call, product, element, weight;
+};
+
+constexpr ConvCost kWinograd2{5.6e6, 1.2, 280, 2000}, kWinograd4{6.8e6, 1.35, 770, 3000};
+// A weight that is kept is read and checked.
+constexpr double kKeptWeight2 = 300, kKeptWeight4 = 1400;
+// ATen's convolution of planar images, of images that are channels last, and of planar ones copied to that and back.
+constexpr ConvCost kDirectPlanar{14e6, 1.0, 110, 430}, kDirectLast{8e6, 0.88, 72, 850},
+    kDirectCopied{12.3e6, 1.04, 131, 935};
+constexpr double kWorthIt = 0.95;
+
+inline double cost_of(const ConvCost& c, const ConvSize& s, double products, double places) {
+  return c.call + c.product * products + c.element * places * static_cast<double>(s.inputs + s.outputs) +
+         c.weight * static_cast<double>(s.inputs * s.outputs);
+}
+
+inline double direct_cost(const ConvSize& s, const ConvWindow& w, const ConvCost& cost) {
+  const double products = static_cast<double>(s.batch * s.inputs * s.outputs) *
+                          taps_inside(s.height, w.dilation_h, w.padding_h) * taps_inside(s.width, w.dilation_w, w.padding_w);
+  return cost_of(cost, s, products, static_cast<double>(s.batch * s.height * s.width));
+}
+
+inline double winograd_cost(ConvSize s, const ConvWindow& w, int64_t m, ConvCost cost) {
+  s.inputs = (s.inputs + 15) / 16 * 16;
+  s.outputs = (s.outputs + 15) / 16 * 16;
   const double tiles =
       static_cast<double>(s.batch * winograd_tiles(s.height, w.dilation_h, m) * winograd_tiles(s.width, w.dilation_w, m));
-  const double points = static_cast<double>((m + 2) * (m + 2)), weights = static_cast<double>(inputs * outputs);
-  const double per_tile = m == 2 ? 280 : 1100, per_weight = prepacked ? kChecksumCost : m == 2 ? 1500 : 4000;
-  return tiles * (points * weights * kProductCost + static_cast<double>(inputs + outputs) * per_tile) +
-         weights * per_weight + kFixedCost;
+  return cost_of(cost, s, tiles * static_cast<double>((m + 2) * (m + 2) * s.inputs * s.outputs), tiles);
+}
+
+// Planar images that ATen convolves faster as copies that are channels last: small ones, which it keeps from oneDNN, and
+// those of a large dilation, for which oneDNN has no good planar kernel.
+inline bool faster_as_copy(const ConvSize& s, const ConvWindow& w) {
+  if (s.channels_last) return false;
+  const int64_t pixels = s.height * s.width, d = w.dilation_w;
+  if (s.batch == 1 && s.inputs * pixels <= 20480) return pixels >= 1024 || (s.inputs >= 16 && s.inputs < 128);
+  return s.inputs >= 128 && ((d >= 8 && s.width >= 32) || (d >= 14 && s.width >= 14));
 }
 
 // What is there of a weight that was prepacked.
 enum class Prepacked : int32_t { none, winograd2, winograd4 };
 
-// `fast` permits F(4x4).
-inline ConvMethod conv_method(Dtype dtype, const ConvWindow& w, int64_t groups, const ConvSize& s, bool fast,
+// `fast` permits F(4x4); `direct_speed` is that of ATen's convolution in this dtype, where 1 is float32.
+inline ConvMethod conv_method(const ConvWindow& w, int64_t groups, const ConvSize& s, bool fast, double direct_speed = 1,
                               Prepacked kept = Prepacked::none) {
-  if (dtype == Dtype::float64 || !winograd_applies(w, groups)) return ConvMethod::aten;
-  const double two = winograd_cost(s, w, 2, kept == Prepacked::winograd2),
-               four = fast ? winograd_cost(s, w, 4, kept == Prepacked::winograd4) : two;
-  if ((two < four ? two : four) > kWorthIt * direct_cost(s)) return ConvMethod::aten;
+  if (!winograd_applies(w, groups)) return ConvMethod::aten;
+  const bool copied = faster_as_copy(s, w);
+  const ConvMethod aten = copied ? ConvMethod::aten_last : ConvMethod::aten;
+  const double direct = direct_cost(s, w, copied ? kDirectCopied : s.channels_last ? kDirectLast : kDirectPlanar);
+  ConvCost cost2 = kWinograd2, cost4 = kWinograd4;
+  if (kept == Prepacked::winograd2) cost2.weight = kKeptWeight2;
+  if (kept == Prepacked::winograd4) cost4.weight = kKeptWeight4;
+  const double two = winograd_cost(s, w, 2, cost2), four = fast ? winograd_cost(s, w, 4, cost4) : two;
+  if ((two < four ? two : four) > kWorthIt * direct / direct_speed) return aten;
   return four < two ? ConvMethod::winograd4 : ConvMethod::winograd2;
 }
 

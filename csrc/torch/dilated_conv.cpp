@@ -110,9 +110,31 @@ Tensor aten_convolution(const Tensor& input, const Tensor& weight, const Vector&
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+Tensor cast(const Tensor& t, ScalarType type) {
+  StableIValue stack[] = {from(t), from(type), from(false), from(false), from(std::nullopt)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::to", "dtype", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// How ATen convolves in this dtype: 16-bit types are fast where the processor multiplies them; elsewhere, float32 copies
+// are.
+bool multiplies(ScalarType type) {
+#if defined(__x86_64__)
+  if (type == ScalarType::BFloat16) {
+    static const bool has = __builtin_cpu_supports("avx512bf16") > 0;
+    return has;
+  }
+#endif
+  return type == ScalarType::Float || type == ScalarType::Double;
+}
+
 // The gradient of the input or, else, of the weight; the other tensor of the two only lends its shape.
 Tensor aten_gradient(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const ConvWindow& w,
                      int64_t groups, bool of_input) {
+  if (const ScalarType type = grad_output.scalar_type(); !multiplies(type)) {
+    const auto wide = [](const Tensor& t) { return cast(t, ScalarType::Float); };
+    return cast(aten_gradient(wide(grad_output), wide(input), wide(weight), w, groups, of_input), type);
+  }
   std::vector<StableIValue> stack{from(grad_output), from(input), from(weight), from(std::nullopt)};
   for (StableIValue value : aten_window(w, groups)) stack.push_back(value);
   const bool wanted[] = {of_input, !of_input, false};
@@ -121,12 +143,6 @@ Tensor aten_gradient(const Tensor& grad_output, const Tensor& input, const Tenso
   std::vector<Tensor> results;
   for (size_t i = 0; i < 3; ++i) results.push_back(torch::stable::detail::to<Tensor>(stack[i]));
   return results[of_input ? 0 : 1];
-}
-
-Tensor cast(const Tensor& t, ScalarType type) {
-  StableIValue stack[] = {from(t), from(type), from(false), from(false), from(std::nullopt)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::to", "dtype", stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // Whether t has the strides that empty_image gives.
@@ -149,10 +165,17 @@ Tensor laid_out(const Tensor& t, bool channels_last) {
   return torch::stable::copy_(copy, t);
 }
 
-// Processors without AVX2 keep ATen's.
-ConvMethod method_of(Dtype dtype, const ConvWindow& w, int64_t groups, const ConvSize& size, bool fast,
+bool follows(const ConvEpilogue& e, bool with_bias = true) {
+  return (with_bias && e.bias) || e.scale || e.shift || e.residual.data || e.activation != Activation::none;
+}
+
+// Processors without AVX2 keep ATen's. `rounded` by ATen: what follows its convolution is nothing.
+ConvMethod method_of(const Tensor& t, const ConvWindow& w, int64_t groups, ConvSize size, bool fast, bool rounded,
                      Prepacked kept = Prepacked::none) {
-  return isa() == Isa::baseline ? ConvMethod::aten : conv_method(dtype, w, groups, size, fast, kept);
+  if (isa() == Isa::baseline || t.scalar_type() == ScalarType::Double) return ConvMethod::aten;
+  size.channels_last = suggests_channels_last(t);
+  const bool narrow = rounded && t.element_size() == 2 && multiplies(t.scalar_type());
+  return conv_method(w, groups, size, fast, narrow ? 2 : 1, kept);
 }
 
 Prepacked kept_of(const Vector& prepacked, const Tensor& weight) {
@@ -179,22 +202,23 @@ Tensor prepack(const Tensor& weight, bool fast) {
   return result;
 }
 
-// ATen's convolution, and in place what follows it. In 16 bits ATen rounds its result: where more follows, it convolves
-// float32 copies instead.
-Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor& weight, const Vector& bias) {
+// ATen's convolution, of images that are channels last if `last` says so, and what follows it. In 16 bits ATen rounds its
+// result: where more follows, it convolves float32 copies instead.
+Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor& weight, const Vector& bias, bool last) {
   const bool channels_last = suggests_channels_last(input), narrow = input.element_size() == 2;
   ConvEpilogue rest = p.epilogue;
-  const bool more = rest.scale || rest.shift || rest.residual.data || rest.activation != Activation::none;
-  if (narrow && !more && !bias) return laid_out(aten_convolution(input, weight, bias, p.window, p.groups), channels_last);
+  // Its bias is in the dtype of its input.
+  const bool alone = !narrow ? !follows(rest, false) : !follows(rest) && multiplies(input.scalar_type());
   // A bias first of all is ATen's own.
   rest.bias = nullptr;
-  const auto wide = [&](const Tensor& t) { return narrow ? cast(t, ScalarType::Float) : t; };
-  const Tensor convolved = aten_convolution(wide(input), wide(weight), bias, p.window, p.groups);
-  if (!narrow && !more) return laid_out(convolved, channels_last);
-  Tensor output = !narrow && is_laid_out(convolved, channels_last)
-                      ? convolved
-                      : empty_image(convolved.size(0), convolved.size(1), convolved.size(2), convolved.size(3),
-                                    channels_last, input.scalar_type(), input);
+  const auto wide = [&](const Tensor& t) { return narrow && !alone ? cast(t, ScalarType::Float) : t; };
+  const Tensor image = wide(input);
+  Tensor convolved = aten_convolution(last ? laid_out(image, true) : image, wide(weight), bias, p.window, p.groups);
+  convolved = laid_out(convolved, channels_last);
+  if (alone) return convolved;
+  Tensor output = narrow ? empty_image(convolved.size(0), convolved.size(1), convolved.size(2), convolved.size(3),
+                                       channels_last, input.scalar_type(), input)
+                         : convolved;
   check(
       dilated_conv2d_finish({p.dtype, planes_of(convolved.const_data_ptr(), convolved), rest, planes_of(output)}, threads()),
       kConv);
@@ -239,9 +263,10 @@ Tensor convolve_by(const Tensor& input, const Tensor& weight, const Vector& prep
   const Tensor dense = torch::stable::contiguous(weight);
 #ifndef SEGOPS_DEVICE_KERNELS
   const Prepacked kept = kept_of(prepacked, weight);
-  const ConvMethod method =
-      method_of(p.dtype, w, groups, {input.size(0), input.size(1), channels, height, width}, fast, kept);
-  if (method == ConvMethod::aten && input.size(0) > 0) return convolve_by_aten(p, input, dense, bias);
+  const ConvMethod method = method_of(input, w, groups, {input.size(0), input.size(1), channels, height, width, false}, fast,
+                                      !follows(p.epilogue), kept);
+  if (method <= ConvMethod::aten_last && input.size(0) > 0)
+    return convolve_by_aten(p, input, dense, bias, method == ConvMethod::aten_last);
   p.fast = method == ConvMethod::winograd4;
 #endif
   Tensor output =
@@ -292,8 +317,9 @@ Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t heigh
   if (n == 0) return result;
   const Tensor dense = torch::stable::contiguous(weight);
 #ifndef SEGOPS_DEVICE_KERNELS
-  const ConvMethod method = method_of(dtype, w, groups, {n, grad_output.size(1), channels, height, width}, fast);
-  if (method == ConvMethod::aten)
+  const ConvMethod method =
+      method_of(grad_output, w, groups, {n, grad_output.size(1), channels, height, width, false}, fast, true);
+  if (method <= ConvMethod::aten_last)
     return laid_out(aten_gradient(grad_output, result, dense, w, groups, true), suggests_channels_last(grad_output));
   fast = method == ConvMethod::winograd4;
 #endif

@@ -34,10 +34,11 @@ def set_precision(model: Model, precision: str) -> Model:
 def prepack(model: Model) -> Model:
     """Keep the weights of 3x3 convolutions as Winograd's algorithm multiplies by them, for inference on a CPU.
 
-    A call then spares the packing. Each convolution keeps 16/9 of its weight's memory besides, at precision "fast" four
-    times that: set the precision first. A weight that has changed since, whatever way, is an error of the next call
-    without gradients and never an old answer: each call compares a checksum of the whole weight. A state that is
-    loaded, another device or dtype, copies and pickles leave behind what is kept. Calls with gradients do not use it.
+    A call then spares the packing. Each convolution keeps 16/9 of its float32 weight's memory besides, at precision
+    "fast" four times its memory: set the precision first. A weight that has changed since, whatever way, is an error
+    of the next call without gradients and never an old answer: each call compares a checksum of the whole weight. A
+    state that is loaded, another device or dtype, copies and pickles leave behind what is kept. Calls with gradients do
+    not use it.
 
     Returns:
         The model itself.

@@ -178,8 +178,14 @@ def dilated_conv2d(
 
     On a CPU a 3x3 convolution with stride 1 and one group, of enough channels and pixels, goes through Winograd's
     algorithm (Lavin and Gray, 2016): at a dilation d, each of d * d interleaved images is convolved without dilation.
-    All others are PyTorch's own convolution, with one pass over its result for what follows. Derivatives
-    need the output alone, but for `scale`, `slope` and "silu", where they compute the convolution once more.
+    All others are PyTorch's own convolution, with one pass over its result for what follows. A rule of costs
+    (``csrc/cpu/dilated_conv_method.h``) chooses. 16-bit types are rounded once, after all of it: where something
+    follows PyTorch's convolution, that is one of float32 copies. Winograd's algorithm takes for each thread 12 MB of
+    scratch, or as many tiles as the dilation is wide if these need more, and some rows of 16 channels; besides, the
+    packed weight, which is 16/9 of a float32 weight or, with "fast", four of them.
+
+    Derivatives need the output alone, but for `scale`, `slope` and "silu", where they compute the convolution once
+    more.
 
     Under autocast, input, weight and residual are cast to its dtype. Differentiable once.
 
@@ -260,9 +266,9 @@ def _is_differentiated(*tensors: Tensor | None) -> bool:
 def prepack(weight: Tensor, precision: str = "default") -> Tensor | None:
     """A weight as Winograd's algorithm multiplies by it on a CPU: the argument `prepacked` of :func:`dilated_conv2d`.
 
-    Packing is a part of the time of a convolution, the larger the smaller the image is. The result takes 16/9 of the
-    memory of a float32 weight, with "fast" four times that. It is good for this very weight alone: each call reads the
-    weight, in a small part of the time that packing takes, and compares a checksum of all of it.
+    Packing is a part of the time of a convolution, the larger the smaller the image is. The result takes the memory of
+    16/9 of a float32 weight or, with "fast", of four of them. It is good for this very weight alone: each call reads
+    the weight, in a small part of the time that packing takes, and compares a checksum of all of it.
 
     Args:
         weight: [C_out, C_in, 3, 3].

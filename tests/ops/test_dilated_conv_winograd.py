@@ -108,14 +108,68 @@ def test_any_number_of_threads_gives_the_same_bits(precision: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
 
 
-def test_rule_keeps_small_convolutions_with_aten() -> None:
-    for shape, outputs, options in (
-        ((1, 3, 32, 32), 8, {}),
-        ((1, 512, 7, 7), 512, {"padding": 1}),
-        ((1, 64, 64, 64), 64, {"stride": 2}),
-        ((1, 64, 64, 64), 64, {"groups": 2}),
-        ((1, 256, 20, 20), 256, {"dilation": 16, "padding": 16}),
-    ):
-        x, weight = operands(shape, outputs)
-        weight = weight[:, : shape[1] // options.get("groups", 1)].contiguous()
-        assert torch.equal(segops.dilated_conv2d(x, weight, **options), F.conv2d(x, weight, **options)), shape
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (1, 1), (3, 60)])
+def test_sixteen_bits_are_rounded_once(kernel: int, groups: int, dtype: torch.dtype) -> None:
+    """By Winograd's algorithm, by ATen's convolution of float32 copies, and where nothing follows that."""
+    x, weight = operands((2, 60, 51, 57), 60)
+    x, weight = x.to(dtype), weight[:, : 60 // groups, :kernel, :kernel].to(dtype)
+    bias, scale, shift = (make_logits((60,), seed=seed) for seed in (3, 4, 5))
+    options = (1, kernel - 1, 2, groups)
+    for layout in ("contiguous", "channels_last"):
+        image = x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
+        residual = make_logits(
+            (2, 60, *F.conv2d(x[:1, :groups], weight[:groups, :1], None, *options).shape[2:]), dtype, layout, seed=2
+        )
+
+        def theirs(kind: torch.dtype, epilogue: bool) -> Tensor:
+            y = F.conv2d(x.to(kind), weight.to(kind), bias.to(kind) if epilogue else None, *options)
+            if not epilogue:
+                return y
+            return F.relu(y * scale.to(kind)[:, None, None] + shift.to(kind)[:, None, None] + residual.to(kind))  # noqa: B023
+
+        rest = {"scale": scale, "shift": shift, "residual": residual, "activation": "relu"}
+        for y, epilogue in (
+            (segops.dilated_conv2d(image, weight, bias, *options, **rest), True),
+            (segops.dilated_conv2d(image, weight, None, *options), False),
+        ):
+            truth, accumulated = theirs(torch.float64, epilogue), theirs(torch.float32, epilogue)
+            assert_near(y, truth, accumulated.to(dtype), accumulated, what=f"{layout}, {epilogue}")
+
+
+#: What the cost rule chooses where the choices are far apart: input, dilation, and the layout of ATen's image.
+ATEN = (
+    ((1, 512, 7, 7), 1, "contiguous"),
+    ((1, 256, 14, 14), 1, "contiguous"),
+    ((1, 1024, 14, 14), 2, "contiguous"),
+    ((1, 3, 129, 129), 1, "contiguous"),
+    ((1, 256, 14, 14), 16, "channels_last"),
+    ((1, 256, 33, 33), 12, "channels_last"),
+)
+WINOGRAD = (
+    ((1, 16, 33, 33), 1),
+    ((1, 32, 33, 33), 8),
+    ((1, 64, 65, 65), 2),
+    ((1, 128, 33, 33), 4),
+    ((1, 3, 14, 14), 1),
+)
+
+
+def test_rule() -> None:
+    for shape, dilation, layout in ATEN:
+        x, weight = operands(shape, shape[1])
+        options = (None, 1, dilation, dilation)
+        image = x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
+        y = segops.dilated_conv2d(x, weight, *options)
+        assert y.is_contiguous()
+        assert torch.equal(y, F.conv2d(image, weight, *options)), (shape, dilation)
+    for shape, dilation in WINOGRAD:
+        x, weight = operands(shape, shape[1])
+        options = (None, 1, dilation, dilation)
+        y = segops.dilated_conv2d(x, weight, *options)
+        for image in (x, x.contiguous(memory_format=torch.channels_last)):
+            assert not torch.equal(y, F.conv2d(image, weight, *options)), (shape, dilation)
+    for options in ({"stride": 2}, {"groups": 2}):
+        x, weight = operands((1, 64, 64, 64), 64)
+        weight = weight[:, : 64 // options.get("groups", 1)].contiguous()
+        assert torch.equal(segops.dilated_conv2d(x, weight, **options), F.conv2d(x, weight, **options))
