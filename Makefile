@@ -13,10 +13,11 @@ DEFAULT := SEGOPS_BENCH_REGIME=default
 RESULTS := benchmarks/results
 FUZZ := 10000
 TSAN := 1000
-BENCH := $(BIN)/python -m pytest benchmarks --benchmark-json
+BENCH := $(BIN)/python -m pytest benchmarks --ignore benchmarks/bench_models.py --benchmark-json
+NETWORKS := u2net u2netp unet segnet drn_d_22 dilation8_camvid
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build dist docs bench bench-recycled bench-default lint traffic sass mutants fuzz tsan export triton gpu arm64 clean
+.PHONY: help demo test build dist docs bench bench-recycled bench-default bench-networks lint traffic sass mutants fuzz tsan export triton gpu arm64 clean
 
 help:
 	@echo "make demo    train a small U-Net on scenes of digits (about two minutes) and time the operators here"
@@ -25,6 +26,7 @@ help:
 	@echo "make dist    source distribution and wheel, tried in an empty environment with each of TORCHES (minutes)"
 	@echo "make docs    build the documentation's site into build/site"
 	@echo "make bench   time segops against PyTorch and its peers, in both allocator regimes"
+	@echo "make bench-networks  time whole networks against PyTorch, ONNX Runtime and OpenVINO"
 	@echo "make lint    ruff, clang-format and mypy"
 	@echo "make traffic bytes that the CUDA kernels move and bank conflicts, counted on the host, against the floor"
 	@echo "make sass    registers, spills and instructions of the CUDA and Triton kernels, against limits"
@@ -80,6 +82,14 @@ docs: $(VENV)/.test
 # Both regimes, one after the other, then the tables, README's too; BENCH_ARGS="-k bfloat16 --bench-laps 20" for a part of them.
 bench: bench-recycled bench-default
 	$(BIN)/python -m benchmarks.compare $(RESULTS)/recycled.json $(RESULTS)/default.json | tee $(RESULTS)/RESULTS.md
+	$(BIN)/python -m benchmarks.readme
+
+# Each in a process of its own, minutes for each; a peer that is not installed has no time.
+bench-networks: $(VENV)/.test
+	$(INSTALL) --editable ".[bench]"
+	set -e; for name in $(NETWORKS); do $(RECYCLED) $(BIN)/python -m pytest benchmarks/bench_models.py -k "[$$name- or [$$name]" \
+		--bench-laps 5 --bench-seconds 0 --benchmark-json $(RESULTS)/networks/$$name.json $(BENCH_ARGS); done
+	$(BIN)/python -m benchmarks.compare $(RESULTS)/networks/*.json | tee $(RESULTS)/NETWORKS.md
 	$(BIN)/python -m benchmarks.readme
 
 bench-recycled: $(VENV)/.test

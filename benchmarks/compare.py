@@ -58,7 +58,10 @@ def report(run: dict[str, Any]) -> str:
     for op in dict.fromkeys(b["extra_info"]["op"] for b in run["benchmarks"]):
         records = [b["extra_info"] for b in run["benchmarks"] if b["extra_info"]["op"] == op]
         parts += [f"### {op}, {title(run)}", ratio_table(records)]
-        parts += [absences(records), traffic_table(records), arithmetic_table(records), memory_table(records)]
+        whole = [record for record in records if record.get("network")]
+        parts += [absences(records), traffic_table(records), arithmetic_table(records)]
+        parts += [network_memory_table(whole)]
+        parts.append(memory_table([record for record in records if record not in whole]))
     if found := goals(run):
         parts += ["Goals:", table(Goal._fields, found)]
     return "\n\n".join(part for part in [*parts, provenance(run)] if part)
@@ -130,6 +133,23 @@ def memory_table(records: Sequence[dict[str, Any]]) -> str:
     return title + table(["case", "segops MB", "resident MB", SEGOPS, *names], rows)
 
 
+def network_memory_table(records: Sequence[dict[str, Any]]) -> str:
+    """Peaks of whole networks beyond parameters and images, by both counts."""
+    rows = []
+    for record in records:
+        for name, contender in record["contenders"].items():
+            if "median" in contender:
+                peaks = (contender["peak_bytes"], contender["peak_resident_bytes"])
+                rows.append([*place(record), name, *map(megabytes, peaks)])
+    if not rows:
+        return ""
+    title = (
+        "Peak memory beyond parameters and images, of a training step with the parameters' gradients. Other run times "
+        "allocate nothing by PyTorch and keep their memory between calls, so neither count tells what they need:\n\n"
+    )
+    return title + table(["case", "direction", "contender", "allocated by PyTorch, MB", "resident, MB"], rows)
+
+
 def absences(records: Iterable[dict[str, Any]]) -> str:
     """Why a contender has no time."""
     reasons = {
@@ -156,6 +176,11 @@ def goals(run: dict[str, Any]) -> list[Goal]:
             peak = record["contenders"][SEGOPS]["peak_bytes"]
             reached, goal = (f"{megabytes(size)} MB" for size in (peak, limit))
             found.append(Goal(*where, "memory", reached, f"<= {goal}", verdict(peak <= limit)))
+        for group, share in record.get("memory_goals", {}).items():
+            peaks = [c["peak_bytes"] for c in contenders if c["group"] == group and "peak_bytes" in c]
+            part = record["contenders"][SEGOPS]["peak_bytes"] / min(peaks) if peaks else None
+            met = verdict(part is not None and part <= share)
+            found.append(Goal(*where, f"memory of {group}", number(part), f"<= {share:g}", met))
     return found
 
 

@@ -1,7 +1,7 @@
 """README's tables from the stored results, so that no figure in it is typed: ``python -m benchmarks.readme``.
 
 Each table stands between ``<!-- measured: name -->`` and ``<!-- end -->``. The first number of a cell is of the regime
-"recycled", the second of "default".
+"recycled", the second of "default"; networks have the first alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from benchmarks.compare import DIRECTIONS, SEGOPS, table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+NETWORKS = ROOT / "benchmarks" / "results" / "networks"
 RESULTS = [ROOT / "benchmarks" / "results" / f"{regime}.json" for regime in ("recycled", "default")]
 
 Record = dict[str, Any]
@@ -118,6 +119,9 @@ LOSS_COLUMNS = {
 OTHER_COLUMNS = {"eager, NCHW": is_eager, "eager, channels_last": is_channels_last, "torch.compile": is_compiled}
 
 
+NETWORK_COLUMNS = OTHER_COLUMNS | {"ONNX Runtime": exactly("ONNX Runtime"), "OpenVINO": exactly("OpenVINO")}
+
+
 def number(value: float) -> str:
     return f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
@@ -149,9 +153,20 @@ def other_table(runs: Sequence[Sequence[Record]]) -> str:
     return table(["operator", "input", *OTHER_COLUMNS], rows)
 
 
-def filled(text: str, runs: Sequence[Sequence[Record]]) -> str:
-    """`text` with the tables of `runs`."""
-    for name, made in (("loss", loss_table(runs)), ("others", other_table(runs))):
+def network_table(networks: Sequence[Record]) -> str:
+    rows = []
+    for record in networks:
+        name, what = record["op"].split(", ", 1)
+        row = Row(f"`{name}`", record["op"], tuple(record["shape"]), direction=record["direction"])
+        ratios = [cell([networks], row, among) for among in NETWORK_COLUMNS.values()]
+        rows.append([row.label, row.input(), what, *ratios])
+    return table(["network", "images", "what", *NETWORK_COLUMNS], rows)
+
+
+def filled(text: str, runs: Sequence[Sequence[Record]], networks: Sequence[Record]) -> str:
+    """`text` with the tables of `runs`, and of the `networks`."""
+    tables = {"loss": loss_table(runs), "others": other_table(runs), "networks": network_table(networks)}
+    for name, made in tables.items():
         pattern = rf"(<!-- measured: {name} -->\n).*?(\n<!-- end -->)"
         text, count = re.subn(pattern, lambda m, made=made: m[1] + made + m[2], text, flags=re.DOTALL)
         if count != 1:
@@ -160,11 +175,19 @@ def filled(text: str, runs: Sequence[Sequence[Record]]) -> str:
 
 
 def stored() -> list[list[Record]]:
-    return [[b["extra_info"] for b in json.loads(path.read_text())["benchmarks"]] for path in RESULTS]
+    return [_records(path) for path in RESULTS]
+
+
+def stored_networks() -> list[Record]:
+    return [record for path in sorted(NETWORKS.glob("*.json")) for record in _records(path)]
+
+
+def _records(path: Path) -> list[Record]:
+    return [b["extra_info"] for b in json.loads(path.read_text())["benchmarks"]]
 
 
 def main() -> int:
-    README.write_text(filled(README.read_text(), stored()))
+    README.write_text(filled(README.read_text(), stored(), stored_networks()))
     return 0
 
 

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from segops.functional_calls import with_functional_calls
+from segops.fusion import FoldedBatchNorm2d, FoldedReLU, FoldingConv2d, links
 from segops.nn import DilatedConv2d, MaxPool2d, MaxUnpool2d, Upsample, UpsamplingBilinear2d, UpsamplingNearest2d
 
 REPLACEMENTS: dict[type[nn.Module], tuple[type[nn.Module], dict[str, Any]]] = {
@@ -22,6 +25,12 @@ REPLACEMENTS: dict[type[nn.Module], tuple[type[nn.Module], dict[str, Any]]] = {
 }
 """Layers of torch.nn, what stands for each, and the attributes that it has besides."""
 
+FOLLOWERS: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm2d: FoldedBatchNorm2d, nn.ReLU: FoldedReLU}
+"""What stands for the layers behind a convolution that applies them."""
+
+READ_BY_OTHERS = "its int64 indices may be read by others than max-unpooling"
+BY_RULE = "the rule"
+
 Rules = Mapping[str | type[nn.Module], bool]
 
 
@@ -30,9 +39,9 @@ class Conversion:
     """A line of ``model.segops_report``.
 
     Attributes:
-        name: of the module in the model, "" for the model itself.
-        before: name of its class.
-        after: name of the class that replaced it; None where it was left.
+        name: of the module in the model, "" for the model itself and for calls of functions in its code.
+        before: name of its class, or of the function.
+        after: what replaced it; None where it was left.
         why: it was left; "" where it was replaced.
     """
 
@@ -42,24 +51,43 @@ class Conversion:
     why: str = ""
 
 
+class Report(list[Conversion]):
+    """Lines of what was changed, and of what was left and why."""
+
+    def add_call(self, function: str, after: str | None, why: str) -> None:
+        """A line for a function that the model's code has called, once for each outcome."""
+        line = Conversion("", function, after, why)
+        if line not in self:
+            self.append(line)
+
+
 def convert(model: nn.Module, *, inplace: bool = False, rules: Rules | None = None) -> nn.Module:
     """Replace a model's layers by those of segops that have their arguments.
 
     The modules stay the objects they are, with their parameters, buffers and hooks, and only their class changes, so
     that the keys of the state and all references to them stay as well. Outputs and gradients are the same but for
-    rounding; they can be differentiated once. Functional calls (``torch.nn.functional.interpolate``) are code, and are
-    left; losses are not layers of a model. A pooling that returns indices keeps torch's int64 ones, which may be read
-    by anybody; :class:`segops.nn.MaxUnpool2d` takes them too.
+    rounding; they can be differentiated once. Three things are more than a layer for a layer:
+
+    * A convolution applies the :class:`torch.nn.BatchNorm2d` behind it, and a :class:`torch.nn.ReLU` behind that, in
+      eval mode and without gradients, where :mod:`torch.fx` traces that nothing else reads what is between them. Of
+      models that cannot be traced, their modules are traced.
+    * A pooling returns indices of one byte where it can be traced that :class:`torch.nn.MaxUnpool2d` of the same window
+      alone reads them; else torch's int64 ones, which :class:`segops.nn.MaxUnpool2d` takes too.
+    * While the model's forward runs, calls of :func:`torch.nn.functional.interpolate`, ``max_pool2d`` and
+      ``max_unpool2d`` run on segops. Not where the model's modules are called by themselves, nor where a rule leaves
+      poolings or upsamplings, which are such calls. Losses are not replaced.
 
     Args:
         model: any module.
         inplace: change `model` itself rather than a deep copy.
         rules: which modules to replace, by a pattern of their names (``"backbone.*"``, as of :mod:`fnmatch`) or by
-            their class. The first rule that fits decides; without one a module is replaced.
+            their class. The first rule that fits decides; without one a module is replaced. A rule for ``""`` is for
+            the calls of functions.
 
     Returns:
-        The model, with the list ``segops_report`` of :class:`Conversion`, a line for each module that is a layer of
-        :data:`REPLACEMENTS` or derived from one.
+        The model, with the list ``segops_report`` of :class:`Conversion`: a line for each module that is a layer of
+        :data:`REPLACEMENTS` or derived from one, for each batch norm, each ReLU that a convolution applies, and, once
+        the model has run, for each kind of call of a function.
 
     Raises:
         TypeError: model is no module, or a rule that is neither a pattern nor a class, or not True or False.
@@ -71,22 +99,38 @@ def convert(model: nn.Module, *, inplace: bool = False, rules: Rules | None = No
     _check(model, rules)
     if not inplace:
         model = copy.deepcopy(model)
-    report = []
-    for name, module in model.named_modules():
-        origin = next((cls for cls in type(module).__mro__ if cls in REPLACEMENTS), None)
-        if origin is None:
-            continue
-        kind = type(module).__name__
-        why = _why_left(name, module, origin, rules)
-        if why:
-            report.append(Conversion(name, kind, None, why))
-            continue
-        after, attributes = REPLACEMENTS[origin]
-        for attribute, value in attributes.items():
-            setattr(module, attribute, value)
-        module.__class__ = after
-        module.__dict__["_segops_replaced"] = origin
-        report.append(Conversion(name, kind, f"segops.nn.{after.__name__}"))
+    found = links(model)
+    modules = dict(model.named_modules())
+    layers = {name: origin for name, module in modules.items() if (origin := _origin(module)) is not None}
+    left = {name: _why_left(name, modules[name], origin, rules) for name, origin in layers.items()}
+    for name, unpools in found.unpools.items():
+        if left[name] == READ_BY_OTHERS and not any(left[unpool] for unpool in unpools):
+            left[name] = ""
+    folds = {name: after for name, after in found.norms.items() if not left[name]}
+    applied = {follower: name for name, after in folds.items() for follower in after}
+    report = Report()
+    for name, module in modules.items():
+        before = type(module).__name__
+        if name in applied:
+            _become(module, FOLLOWERS[type(module)])
+            report.append(Conversion(name, before, f"{applied[name]} in eval mode without gradients"))
+        elif name in layers and left[name]:
+            report.append(Conversion(name, before, None, left[name]))
+        elif name in layers:
+            after, attributes = REPLACEMENTS[layers[name]]
+            followers = tuple(_placed(model, follower) for follower in folds.get(name, ()))
+            more: dict[str, Any] = {"_segops_followers": followers} if followers else {}
+            _become(module, FoldingConv2d if followers else after, **attributes, **more)
+            report.append(Conversion(name, before, f"segops.nn.{after.__name__}"))
+        elif isinstance(module, nn.BatchNorm2d):
+            why = "it cannot be traced that it alone follows a convolution of segops"
+            report.append(Conversion(name, before, None, why))
+    of_calls = _why_calls_are_left(model, layers, left, rules)
+    if of_calls is None:
+        kind: Any = type(model)
+        _become(model, with_functional_calls(kind))
+    elif of_calls:
+        report.append(Conversion("", "calls of functions", None, of_calls))
     model.__dict__["segops_report"] = report
     return model
 
@@ -100,13 +144,45 @@ def revert(model: nn.Module) -> nn.Module:
     if "segops_report" not in model.__dict__:
         raise ValueError("segops.revert: model was not converted by segops.convert")
     for module in model.modules():
-        origin = module.__dict__.pop("_segops_replaced", None)
+        origin, attributes = module.__dict__.pop("_segops_replaced", (None, ()))
         if origin is not None:
-            for attribute in REPLACEMENTS[origin][1]:
+            for attribute in attributes:
                 delattr(module, attribute)
+            module.__dict__.pop("_prepacked", None)
             module.__class__ = origin
     del model.__dict__["segops_report"]
     return model
+
+
+def _become(module: nn.Module, cls: type[nn.Module], **attributes: Any) -> None:
+    """Change a module's class and remember how to undo it."""
+    module.__dict__["_segops_replaced"] = (type(module), tuple(attributes))
+    module.__dict__.update(attributes)
+    module.__class__ = cls
+
+
+def _origin(module: nn.Module) -> type[nn.Module] | None:
+    return next((cls for cls in type(module).__mro__ if cls in REPLACEMENTS), None)
+
+
+def _placed(model: nn.Module, name: str) -> tuple[nn.Module, str, nn.Module]:
+    parent, _, last = name.rpartition(".")
+    return model.get_submodule(parent), last, model.get_submodule(name)
+
+
+def _why_calls_are_left(
+    model: nn.Module, layers: Mapping[str, type[nn.Module]], left: Mapping[str, str], rules: Rules
+) -> str | None:
+    """The reason, None to replace them, or "" for a model that is a layer itself and has no code of its own."""
+    if "" in layers or type(model).__module__.startswith("torch.nn.modules"):
+        return ""
+    if isinstance(model, torch.jit.ScriptModule) or "forward" in model.__dict__:
+        return "the model's forward is not that of its class"
+    if rule := _left_by_rule("", model, rules):
+        return rule
+    if any(why.startswith(BY_RULE) for name, why in left.items() if layers[name] is not nn.Conv2d):
+        return "a rule leaves layers, which are such calls"
+    return None
 
 
 def _check(model: nn.Module, rules: Rules) -> None:
@@ -126,17 +202,21 @@ def _fits(rule: str | type[nn.Module], name: str, module: nn.Module) -> bool:
 
 def _why_left(name: str, module: nn.Module, origin: type[nn.Module], rules: Rules) -> str:
     """The reason not to replace a module, or "" to replace it."""
-    for rule, wanted in rules.items():
-        if _fits(rule, name, module):
-            if not wanted:
-                return f"the rule {rule if isinstance(rule, str) else rule.__name__!r} says so"
-            break
+    if rule := _left_by_rule(name, module, rules):
+        return rule
     if isinstance(module, REPLACEMENTS[origin][0]):
         return "it is of segops already"
     if type(module) is not origin:
         return f"it is derived from {origin.__name__}, and may do something else"
-    if isinstance(module, nn.MaxPool2d) and module.return_indices:
-        return "its int64 indices may be read by others than max-unpooling"
     if "forward" in module.__dict__:
         return "its forward was replaced on this object"
+    if isinstance(module, nn.MaxPool2d) and module.return_indices:
+        return READ_BY_OTHERS
+    return ""
+
+
+def _left_by_rule(name: str, module: nn.Module, rules: Rules) -> str:
+    for rule, wanted in rules.items():
+        if _fits(rule, name, module):
+            return "" if wanted else f"{BY_RULE} {rule if isinstance(rule, str) else rule.__name__!r} says so"
     return ""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import compare, environment, interleave, memory, readme, training_memory
+from benchmarks.bench_models import CLASSES, NETWORKS, Twins, rounded
 from benchmarks.interleave import Case, Contender, Effort, Peer
 from tests.models.plain.unet import UNet
 
@@ -248,6 +250,45 @@ def test_race_refuses_a_wrong_contender() -> None:
         race([Contender("segops", F.conv2d), Contender("peer", lambda x, w: F.conv2d(x, w) * 1.01)])
 
 
+@pytest.mark.parametrize(("share", "verdict"), [(0.6, compare.MET), (0.4, "**missed**")])
+def test_a_network_s_memory_is_told_in_bytes_and_against_its_peer(share: float, verdict: str) -> None:
+    peaks = {"segops": 50_000_000, "eager": 120_000_000, "eager, channels_last": 100_000_000}
+    record = race([Contender("segops", F.conv2d)]).extra_info | {"network": True, "memory_goals": {"eager": share}}
+    times = {"median": 1.0, "minimum": 1.0, "ratio": 1.0, "peak_resident_bytes": None}
+    record["contenders"] = {
+        name: times | {"group": name.partition(",")[0], "peak_bytes": peak} for name, peak in peaks.items()
+    }
+    run = {"benchmarks": [{"extra_info": record}]}
+    (goal,) = compare.goals(run)
+    assert (goal.against, goal.reached, goal.verdict) == ("memory of eager", "0.50", verdict)
+    assert "| eager | 120 | - |" in compare.network_memory_table([record])
+
+
+def test_gradients_of_networks_are_compared_in_norm() -> None:
+    truth = torch.ones(100, dtype=torch.float64)
+    flipped = truth.index_fill(0, torch.tensor([3]), 0.0).float()
+    interleave.near_in_norm(flipped, truth, "step")
+    with pytest.raises(AssertionError, match=r"step is off by 1\d+.\d% in norm where 20% are allowed"):
+        interleave.near_in_norm(-flipped, truth, "step")
+    with pytest.raises(AssertionError, match=r"is off by 1\.000e"):
+        interleave.near_everywhere(flipped, truth, "step")
+
+
+def test_twins_compute_the_same() -> None:
+    """Both networks of a benchmark, and what fast may be off by: more than the rounding of float32, and little."""
+    network = replace(NETWORKS["u2netp"], image=(1, 3, 32, 32))
+    twins = Twins("u2netp", network)
+    x = torch.rand(network.image)
+    with torch.no_grad():
+        truth = twins.infer(x.double())
+        torch.testing.assert_close(network.own_output(twins.ours, x), truth.float(), rtol=1e-4, atol=1e-5)
+        off = float((rounded(twins, x) - truth).abs().max())
+    assert 1e-6 < off < 1e-2
+    assert set(twins.renamed.values()) == {k for k in twins.ours.state_dict() if not k.endswith("num_batches_tracked")}
+    biases = [key for key in dict(twins.plain.named_parameters()) if key.endswith("conv_s1.bias")]
+    assert not set(biases) & set(twins.leaves())
+
+
 def test_race_does_not_excuse_segops() -> None:
     with pytest.raises(ImportError):
         race([Contender("segops", lambda x, w: missing())])
@@ -271,7 +312,9 @@ def test_peak_memory_counts_what_lives_at_once() -> None:
 def test_readme_quotes_the_stored_results() -> None:
     runs = readme.stored()
     assert all(row.find(runs[0]) for row in (*readme.LOSS, *readme.OTHERS))
-    assert readme.filled(readme.README.read_text(), runs) == readme.README.read_text()
+    networks = readme.stored_networks()
+    assert {r["op"].partition(",")[0] for r in networks} <= NETWORKS.keys()
+    assert readme.filled(readme.README.read_text(), runs, networks) == readme.README.read_text()
 
 
 def test_readme_takes_the_fastest_of_a_column() -> None:
@@ -290,14 +333,17 @@ def test_readme_takes_the_fastest_of_a_column() -> None:
     cells = [readme.cell([[record], []], row, among) for among in readme.OTHER_COLUMNS.values()]
     assert cells == ["2.0 / -", "1.5 / -", "-"]
     text = "<!-- measured: loss -->\nold\n<!-- end -->\nkept\n<!-- measured: others -->\n\n<!-- end -->\n"
-    assert "\nkept\n" in readme.filled(text, [[record], []])
-    assert "2.0 / - | 1.5 / - | - |" in readme.filled(text, [[record], []])
+    text += "<!-- measured: networks -->\n\n<!-- end -->\n"
+    network = record | {"op": "unet, inference, fast", "shape": [1, 3, 8, 8], "layout": "contiguous"}
+    made = readme.filled(text, [[record], []], [network])
+    assert "\nkept\n" in made
+    assert "2.0 / - | 1.5 / - | - |" in made
+    assert "| `unet` | (1, 3, 8, 8) float32 | inference, fast | 2.0 | 1.5 | - | - | - |" in made
     with pytest.raises(ValueError, match="0 tables named loss"):
-        readme.filled("no table", [[record], []])
+        readme.filled("no table", [[record], []], [])
 
 
 def test_training_keeps_less_than_plain_pytorch() -> None:
-    plain, ours = training_memory.compare(
-        "unet", lambda: UNet(training_memory.CLASSES, width=8), (2, 3, 96, 96), width=8
-    )
+    network = replace(NETWORKS["unet"], plain=partial(UNet, CLASSES, width=8))
+    plain, ours = training_memory.compare("unet", network, (2, 3, 96, 96), width=8)
     assert 0.3 * plain < ours < 0.75 * plain

@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import segops
 from segops.conversion import Conversion
+from tests.models import checks
 
 
 class SegNet(nn.Module):
@@ -57,6 +61,18 @@ def made(name: str) -> nn.Module:
     return model.double()
 
 
+class Operators(TorchDispatchMode):
+    """Names of the operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
 def tensor(output: Any) -> Tensor:
     return output["out"] if isinstance(output, dict) else output
 
@@ -73,7 +89,12 @@ def test_outputs_gradients_and_keys_stay(name: str) -> None:
     convolutions = [n for n, m in model.named_modules() if type(m) is nn.Conv2d]
     assert {line.name for line in replaced} >= set(convolutions)
     with torch.no_grad():
-        torch.testing.assert_close(tensor(converted.eval()(x)), tensor(model.eval()(x)), rtol=1e-9, atol=1e-9)
+        expected = tensor(model.eval()(x))
+        with Operators() as operators:
+            torch.testing.assert_close(tensor(converted.eval()(x)), expected, rtol=1e-9, atol=1e-9)
+    assert not {op for op in operators.seen if "batch_norm" in op or ("upsample" in op and "segops" not in op)}
+    norms = {n for n, m in model.named_modules() if type(m) is nn.BatchNorm2d}
+    assert {line.name for line in replaced if line.after.endswith("in eval mode without gradients")} >= norms
     for m in (model, converted):
         tensor(m.train()(x)).square().mean().backward()
     for (key, ours), theirs in zip(converted.named_parameters(), model.parameters(), strict=True):
@@ -127,7 +148,7 @@ def test_the_report_says_what_was_left_and_why() -> None:
     )
     model[5].forward = lambda x: x
     report = segops.convert(model, rules={"7": False}).segops_report
-    assert report == [
+    assert list(report) == [
         Conversion("0", "Conv2d", "segops.nn.DilatedConv2d"),
         Conversion("1", "Standardized", None, "it is derived from Conv2d, and may do something else"),
         Conversion("2", "ParametrizedConv2d", None, "it is derived from Conv2d, and may do something else"),
@@ -176,3 +197,110 @@ def test_a_single_layer_and_its_precision() -> None:
         segops.nn.set_precision(layer, "half")
     with pytest.raises(ValueError, match="no convolutions of segops"):
         segops.nn.set_precision(nn.Conv2d(2, 3, 3), "fast")
+
+
+class Parts(nn.Module):
+    """A convolution that is read before its norm too, behind code that cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.apart = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.block = smp.base.modules.Conv2dReLU(8, 8, 3)
+        self.pool = nn.MaxPool2d(2, return_indices=True)
+        self.unpool = nn.MaxUnpool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 1e9:
+            return x
+        before = self.apart[0](x)
+        x = self.block(self.apart[1](before) + before)
+        pooled, indices = self.pool(x)
+        rows = indices.flatten(2) // x.shape[-1]
+        x = self.unpool(pooled, indices) + F.interpolate(pooled, x.shape[2:], mode="bilinear", align_corners=True)
+        return F.interpolate(F.max_pool2d(x, 3, 1, 1), scale_factor=2, mode="bicubic") + rows.max()
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    checks.shake(model)
+    return model.eval()
+
+
+def test_what_cannot_be_traced_stays_as_it_is() -> None:
+    model = shaken(Parts())
+    converted = segops.convert(model)
+    x = torch.rand(1, 3, 20, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(converted(x), model(x))
+    found = {(line.name, line.before): (line.after, line.why) for line in converted.segops_report}
+    assert found["block.1", "BatchNorm2d"] == ("block.0 in eval mode without gradients", "")
+    assert found["block.2", "ReLU"] == ("block.0 in eval mode without gradients", "")
+    assert found["apart.1", "BatchNorm2d"][0] is None
+    assert found["pool", "MaxPool2d"] == (None, "its int64 indices may be read by others than max-unpooling")
+    calls = {line.before: (line.after, line.why) for line in converted.segops_report if line.name == ""}
+    assert calls["torch.nn.functional.max_pool2d"] == ("segops.nn.MaxPool2d", "")
+    outcomes = [(line.after, line.why) for line in converted.segops_report if line.before.endswith("interpolate")]
+    assert outcomes == [("segops.nn.Upsample", ""), (None, "mode='bicubic' of 4 axes and torch.float32")]
+    length = len(converted.segops_report)
+    converted(x)
+    assert len(converted.segops_report) == length
+
+
+def test_indices_of_one_byte_where_unpooling_alone_reads_them() -> None:
+    converted = segops.convert(SegNet())
+    dtypes: list[torch.dtype] = []
+    converted.pool.register_forward_hook(lambda _, inputs, output: dtypes.append(output[1].dtype))
+    converted(torch.rand(1, 3, 16, 16))
+    assert dtypes == [torch.uint8]
+    left = segops.convert(SegNet(), rules={"unpool": False})
+    assert Conversion("pool", "MaxPool2d", "segops.nn.MaxPool2d") not in left.segops_report
+    left(torch.rand(1, 3, 16, 16))
+
+
+def test_a_norm_is_applied_once_whatever_happens_to_it() -> None:
+    x = torch.rand(2, 3, 16, 16)
+    plain = shaken(nn.Sequential(smp.base.modules.Conv2dReLU(3, 8, 3)))
+    model = segops.convert(plain)
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), plain(x))
+        handle = model[0][1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        torch.testing.assert_close(model(x), plain(x))
+        torch.testing.assert_close(seen[0], plain[0][0](x))
+        handle.remove()
+        model[0][1].train()
+        plain[0][1].train()
+        torch.testing.assert_close(model(x), plain(x))
+        model[0][1] = plain[0][1] = nn.Identity()
+        torch.testing.assert_close(model(x), plain(x))
+
+
+def test_a_converted_model_is_copied_pickled_and_compiled() -> None:
+    model = shaken(smp.Unet("resnet18", encoder_weights=None, classes=2, encoder_depth=3, decoder_channels=(16, 8, 4)))
+    converted = segops.convert(model)
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(x)
+        for other in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+            assert isinstance(other, smp.Unet)
+            with Operators() as operators:
+                torch.testing.assert_close(other(x), expected, rtol=1e-4, atol=1e-4)
+            assert "segops.upsample_nearest2d.default" in operators.seen
+            assert not any("batch_norm" in op for op in operators.seen)
+        compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
+    assert type(segops.revert(converted)) is smp.Unet
+    assert {type(m) for m in converted.modules()} == {type(m) for m in model.modules()}
+
+
+def test_calls_of_functions_are_left_by_a_rule() -> None:
+    x = torch.rand(1, 3, 20, 20)
+    for rules, why in (
+        ({"": False}, "the rule '' says so"),
+        ({"pool": False}, "a rule leaves layers, which are such calls"),
+    ):
+        converted = segops.convert(Parts().eval(), rules=rules)
+        assert Conversion("", "calls of functions", None, why) in converted.segops_report
+        assert type(converted) is Parts
+        converted(x)
+        assert not any("interpolate" in line.before for line in converted.segops_report)

@@ -75,7 +75,8 @@ class RSU(nn.Module):
         x = self.bottom(x)
         for conv in self.decoder:
             x = conv(self.up(x, skips.pop()))
-        return x + start
+        # Without gradients, the sum needs no memory of its own: x is this block's alone.
+        return x + start if torch.is_grad_enabled() else x.add_(start)
 
 
 class U2Net(SegmentationModel):

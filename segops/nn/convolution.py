@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from segops.nn.norm_act import activated, norm_act, trains_lean
+from segops.nn.norm_act import activated, folded, norm_act, trains_lean
 from segops.ops.dilated_conv import dilated_conv2d, prepack
 from segops.ops.dilated_conv_arguments import check_precision
 from segops.recompute import is_remembered, kept, remember
@@ -184,11 +184,7 @@ class ConvNormAct(nn.Module):
         return activated(self.norm(convolved), self.activation)
 
     def _folded(self, input: Tensor, residual: Tensor | None) -> Tensor:
-        norm = self.norm
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        shift = norm.bias - norm.running_mean * scale
+        scale, shift = folded(self.norm)
         epilogue = {"scale": scale, "shift": shift, "residual": residual, "activation": self.activation}
         return self.conv.convolve(input, self.conv.weight, self.conv.bias, **epilogue)
 

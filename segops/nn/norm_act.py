@@ -28,16 +28,30 @@ def activated(x: Tensor, activation: str | None) -> Tensor:
     return x.sigmoid_() if activation == "sigmoid" else x
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody has hooks on its calls."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def folded(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift that a norm in eval mode amounts to."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
 def trains_lean(norm: nn.Module, x: Tensor) -> bool:
     """Whether :func:`norm_act` stands for ``activated(norm(x))``.
 
     Not for other norms, such as one of all ranks, nor where somebody watches it, nor in a compiled graph, where the
     compiler decides what is computed twice.
     """
-    watched = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
     return (
         type(norm) is nn.BatchNorm2d
-        and not watched
+        and not is_watched(norm)
         and not torch.compiler.is_compiling()
         and torch.is_grad_enabled()
         and x.requires_grad

@@ -25,18 +25,21 @@ class Upsample(nn.Upsample):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        bilinear = self.mode == "bilinear"
-        ours = bilinear or (self.mode == "nearest" and self.align_corners is None)
-        if not ours or input.ndim != 4 or input.dtype not in DTYPES:
+        if not self.applies(input):
             return super().forward(input)
         size, scale_factor = self.size, self.scale_factor
         if self.recompute_scale_factor:
             if size is not None:
                 raise ValueError("recompute_scale_factor is not meaningful with an explicit size.")
             size, scale_factor = self._recomputed(input), None
-        if bilinear:
+        if self.mode == "bilinear":
             return upsample_bilinear2d(input, size, scale_factor, bool(self.align_corners))
         return upsample_nearest2d(input, size, scale_factor)
+
+    def applies(self, input: Tensor) -> bool:
+        """Whether segops has an operator for this mode and this input."""
+        ours = self.mode == "bilinear" or (self.mode == "nearest" and self.align_corners is None)
+        return ours and input.ndim == 4 and input.dtype in DTYPES
 
     def _recomputed(self, input: Tensor) -> tuple[int, int]:
         """The size alone decides where outputs are read."""
