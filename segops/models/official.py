@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -94,15 +94,69 @@ def with_counters(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
     return {**counters, **state}
 
 
-def check(name: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError that names the first key of `state` that is unknown, missing or of another shape."""
+def key_in_file(
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]], file: Mapping[str, Tensor], ours: str
+) -> str | None:
+    """The official key of our key `ours`, or None if it cannot be told.
+
+    It is one of `file`, or differs from one of them in its last part or in one number. Each is converted alone, so
+    a network whose conversion needs several tensors at once may leave it unknown.
+
+    Args:
+        convert: of the network.
+        file: the tensors of the checkpoint.
+        ours: a key of the network's state.
+    """
+    tried = set()
+    for key, value in _like(file):
+        if key in tried:
+            continue
+        tried.add(key)
+        try:
+            made = convert({key: value})
+        except (ValueError, LookupError, RuntimeError):
+            continue
+        # Where a conversion adds what a file may lack, the last part tells which of its results is this key's.
+        if ours in made and (len(made) == 1 or key.rpartition(".")[2] == ours.rpartition(".")[2]):
+            return key
+    return None
+
+
+def _like(file: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    yield from file.items()
+    last = sorted({key.rpartition(".")[2] for key in file} | {"weight", "bias", "running_mean", "running_var"})
+    numbers = sorted({number for key in file for number in re.findall(r"\d+", key)})
+    for key, value in file.items():
+        stem, dot, _ = key.rpartition(".")
+        yield from ((stem + dot + end, value) for end in last)
+    for key, value in file.items():
+        for match in re.finditer(r"\d+", key):
+            yield from ((key[: match.start()] + number + key[match.end() :], value) for number in numbers)
+
+
+def check(
+    name: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], in_file: Callable[[str], str | None]
+) -> None:
+    """Raise a ValueError that names the first key of `state` that is unknown, missing or of another shape.
+
+    Args:
+        name: of the network.
+        state: the converted tensors.
+        wanted: what the network has.
+        in_file: gives the official key of one of ours, or None (:func:`key_in_file`).
+    """
+
+    def named(key: str) -> str:
+        found = in_file(key)
+        return f"key {found!r}" if found is not None else f"key that becomes {key!r}"
+
     unknown = [key for key in state if key not in wanted]
     missing = [key for key in wanted if key not in state]
     for what, keys in (("unknown", unknown), ("missing", missing)):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ValueError(f"segops.models: the checkpoint of {name!r} has the {what} key {keys[0]!r}{more}")
+            raise ValueError(f"segops.models: the checkpoint of {name!r} has the {what} {named(keys[0])}{more}")
     for key, tensor in wanted.items():
         if state[key].shape != tensor.shape:
             shapes = f"{list(state[key].shape)}, expected {list(tensor.shape)}"
-            raise ValueError(f"segops.models: {key!r} of the checkpoint of {name!r} has the shape {shapes}")
+            raise ValueError(f"segops.models: the {named(key)} of the checkpoint of {name!r} has the shape {shapes}")

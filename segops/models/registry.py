@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -132,22 +133,28 @@ def load_official(name: str, path: str | PathLike[str], **options: Any) -> Segme
         FileNotFoundError: there is no such file.
         ValueError: the file is not one of tensors alone, or its keys are not those of the network.
     """
-    state, found = _converted(name, official.read(path))
+    content = official.read(path)
+    state, found = _converted(name, content)
     model = create_model(name, **{**found, **options})
-    official.check(name, state, model.state_dict())
+    in_file = partial(official.key_in_file, entry(name).convert, official.tensors(content))
+    official.check(name, state, model.state_dict(), in_file)
     model.load_state_dict(state)
     return model
 
 
 def _converted(name: str, state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     found = entry(name)
-    state = found.convert(official.tensors(state_dict))
+    file = official.tensors(state_dict)
+    in_file = partial(official.key_in_file, found.convert, file)
+    state = found.convert(file)
     try:
         options = found.options_of(state)
     except KeyError as error:
-        raise ValueError(f"segops.models: the checkpoint of {name!r} lacks what becomes {error}") from None
+        key = in_file(error.args[0])
+        lacks = f"the key {key!r}" if key is not None else f"what becomes {error}"
+        raise ValueError(f"segops.models: the checkpoint of {name!r} lacks {lacks}") from None
     with torch.device("meta"):
         wanted = create_model(name, **options).state_dict()
     state = official.with_counters(state, wanted)
-    official.check(name, state, wanted)
+    official.check(name, state, wanted, in_file)
     return {key: state[key] for key in wanted}, options

@@ -197,7 +197,7 @@ def test_weights_to_start_from(trained: tuple[Path, Any], tmp_path: Path) -> Non
     assert_stopped(run(*command, tmp_path / "a.pt"), 1, "a.pt do not fit the network", "first.weight")
     torch.save(UNet(4, width=2).state_dict(), tmp_path / "unet.pt")
     unet = ("--model", "unet", "--model-options", "width=2")
-    assert_stopped(run(*command, tmp_path / "unet.pt", *unet), 1, "head.weight", "has the shape [4,")
+    assert_stopped(run(*command, tmp_path / "unet.pt", *unet), 1, "outc.conv.weight", "has the shape [4,")
     torch.save(UNet(11, width=2).state_dict(), tmp_path / "unet.pt")
     assert run(*command, tmp_path / "unet.pt", *unet).exit_code == 0
 

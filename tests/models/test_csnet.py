@@ -118,7 +118,7 @@ def test_checkpoint_with_dilations_left_out(tmp_path: Path, shift: int | None) -
 def test_keys_that_do_not_fit() -> None:
     state = plain.CSNet("csnet_l_x1").state_dict()
     without = {key: value for key, value in state.items() if key != "stage2.1.conv3x3_2.prelus.1.weight"}
-    with pytest.raises(ValueError, match=r"missing key 'stages.2.1.depthwise_2.1.act.prelu.weight'"):
+    with pytest.raises(ValueError, match=r"missing key 'stage2.1.conv3x3_2.prelus.1.weight'"):
         models.convert_official_state_dict("csnet_l_x1", without)
     with pytest.raises(ValueError, match=r"'csnet_l_x1' has no use for the key 'stage2.1.conv5x5.weight'"):
         models.convert_official_state_dict("csnet_l_x1", {**state, "stage2.1.conv5x5.weight": torch.zeros(1)})

@@ -123,7 +123,7 @@ def test_the_upsampling_is_frozen() -> None:
         ("dilation8_voc", "fc-final.weight", "final.weight", "no use for the key 'final.weight'"),
         ("dilation7_kitti", "ctx_conv4_1.bias", "ctx_conv5_1.bias", r"no use for the key 'ctx_conv5_1\.bias'"),
         ("dilation7_kitti", "ctx_fc1.bias", "ctx_upsample.weight", "no use for the key 'ctx_upsample.weight'"),
-        ("dilation10_cityscapes", "ctx_upsample.weight", None, "missing key 'upsample.weight'"),
+        ("dilation10_cityscapes", "ctx_upsample.weight", None, "missing key that becomes 'upsample.weight'"),
     ],
 )
 def test_wrong_keys_are_named(name: str, old: str, new: str | None, message: str) -> None:

@@ -94,8 +94,8 @@ def test_dropout_of_whole_channels_in_training_alone() -> None:
     [
         ("conv4_2.bias", "conv4_4.bias", "no use for the key 'conv4_4.bias'"),
         ("upscore16.weight", "upscore8.weight", "no use for the key 'upscore8.weight'"),
-        ("score_pool4.weight", None, "missing key 'skips.0.score.weight'"),
-        ("conv1_1.weight", None, "lacks what becomes 'encoder.0.0.weight'"),
+        ("score_pool4.weight", None, "missing key 'score_pool4.weight'"),
+        ("conv1_1.weight", None, "lacks the key 'conv1_1.weight'"),
     ],
 )
 def test_wrong_keys_are_named(old: str, new: str | None, message: str) -> None:

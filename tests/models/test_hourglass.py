@@ -45,5 +45,5 @@ def test_checkpoint_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"outs\.0\.scale"):
         models.convert_official_state_dict("hourglass2", {**state, "model.module.outs.0.scale": torch.zeros(1)})
     del state["model.module.outs.1.conv.bias"]
-    with pytest.raises(ValueError, match=r"missing key 'outs\.1\.bias'"):
+    with pytest.raises(ValueError, match=r"missing key 'outs\.1\.conv\.bias'"):
         models.convert_official_state_dict("hourglass2", state)

@@ -98,5 +98,5 @@ def test_checkpoint_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no use for the key 'stage5\.0\.weight'"):
         models.convert_official_state_dict("hrnet_w18_small_v1", {**state, "model.stage5.0.weight": torch.ones(1)})
     del state["model.last_layer.3.bias"]
-    with pytest.raises(ValueError, match=r"missing key 'last_layer\.1\.bias'"):
+    with pytest.raises(ValueError, match=r"missing key 'last_layer\.3\.bias'"):
         models.convert_official_state_dict("hrnet_w18_small_v1", state)

@@ -68,5 +68,5 @@ def test_checkpoint_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no use for the key 'layer5\.0\.bn_h\.bias'"):
         models.convert_official_state_dict("oct_resnet50", {**state, "layer5.0.bn_h.bias": torch.ones(1)})
     del state["fc.bias"]
-    with pytest.raises(ValueError, match=r"missing key 'head\.bias'"):
+    with pytest.raises(ValueError, match=r"missing key 'fc\.bias'"):
         models.convert_official_state_dict("oct_resnet50", state)

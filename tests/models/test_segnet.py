@@ -98,9 +98,9 @@ def test_what_ports_register_and_do_not_use() -> None:
     ("name", "old", "new", "message"),
     [
         ("segnet", "conv4_2_bn.bias", "conv4_2_bn.offset", "no use for the key 'conv4_2_bn.offset'"),
-        ("segnet", "conv3_1_D_bn.running_var", None, "missing key 'decoder.2.2.norm.running_var'"),
-        ("segnet", "conv1_1_D.weight", None, "lacks what becomes 'classifier.weight'"),
-        ("segnet_basic", "conv_decode4.bias", None, "missing key 'decoder.0.conv.bias'"),
+        ("segnet", "conv3_1_D_bn.running_var", None, "missing key 'conv3_1_D_bn.running_var'"),
+        ("segnet", "conv1_1_D.weight", None, "lacks the key 'conv1_1_D.weight'"),
+        ("segnet_basic", "conv_decode4.bias", None, "missing key 'conv_decode4.bias'"),
         ("segnet_basic", "conv1.weight", "conv5.weight", "no use for the key 'conv5.weight'"),
     ],
 )

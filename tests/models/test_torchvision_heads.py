@@ -56,5 +56,5 @@ def test_wrong_keys_are_named() -> None:
     with pytest.raises(ValueError, match=r"classifier\.7\.weight"):
         models.convert_official_state_dict("fcn_resnet50", {**state, "classifier.7.weight": torch.zeros(1)})
     del state["classifier.4.bias"]
-    with pytest.raises(ValueError, match=r"missing key 'classifier\.2\.bias'"):
+    with pytest.raises(ValueError, match=r"missing key 'classifier\.4\.bias'"):
         models.convert_official_state_dict("fcn_resnet50", state)
