@@ -37,15 +37,15 @@ inline double taps_inside(int64_t size, int64_t dilation, int64_t padding) {
   return static_cast<double>(inside);
 }
 
-// Costs, of a call, of a multiply-add, of a pixel or tile of a channel, and of a weight. Fitted to the times of 200 shapes
-// of benchmarks/sweep_dilated_conv.py such that what is chosen takes at most 1.16 times as long as the best choice,
-// and 1.002 times on average; a unit is about 9 picoseconds there.
+// Costs, of a call, of a multiply-add, of a pixel or tile of a channel, and of a weight; a unit is about 9 picoseconds.
+// Fitted to the times that 200 shapes of benchmarks/sweep_dilated_conv.py took by each method on one machine: there, the
+// method chosen takes at most 1.16 times as long as the best of these methods. Of other shapes and machines that says less.
 struct ConvCost {
   double call, product, element, weight;
 };
 
 constexpr ConvCost kWinograd2{4.17e6, 0.85, 170, 2400}, kWinograd4{5.18e6, 0.819, 493, 3240};
-// A weight that is kept is read and checked.
+// A weight that is kept is read and checked: estimates from a few times.
 constexpr double kKeptWeight2 = 300, kKeptWeight4 = 1100;
 // ATen's convolution of planar images, of images that are channels last, and of planar ones copied to that and back.
 constexpr ConvCost kDirectPlanar{12e6, 0.695, 91.1, 380}, kDirectLast{13.2e6, 1.07, 60, 516},
