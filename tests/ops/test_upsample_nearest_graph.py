@@ -146,7 +146,11 @@ def test_bad_input(x: Any, error: type[Exception], words: str, op: str, backend:
 
 @pytest.mark.parametrize(
     ("scale", "error", "words"),
-    [(0, ValueError, "at least 1, got 0"), (2.0, TypeError, "an int, got 2.0"), (True, TypeError, "an int, got True")],
+    [
+        (0, ValueError, "at least 1 and below 2**31, got 0"),
+        (2.0, TypeError, "an int, got 2.0"),
+        (True, TypeError, "an int, got True"),
+    ],
 )
 def test_bad_scale_of_nails(scale: Any, error: type[Exception], words: str, backend: str, device: str) -> None:
     with pytest.raises(error, match=re.escape(f"segops.bed_of_nails2d: scale must be {words}")):
