@@ -1,4 +1,4 @@
-"""The main job: train a small U-Net with segops' loss on scenes of digits, and show what came of it."""
+"""The main job: train a small SegNet, or a network by name, on scenes of digits, and show what came of it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from segops import dice_ce_loss, upsample_argmax
+from segops import models
 from segops.data import DigitScenes
 from segops.engine import op_table
 from segops.engine.output import OutputDirectory, RunError
 from segops.engine.picture import loss_png, prediction_png
-from segops.engine.small_unet import SmallUNet
+from segops.metrics import SegmentationMetrics
+from segops.ops.deep_supervision_loss import deep_supervision_loss
+from segops.prediction import predict
 
 FILES = ("prediction.png", "loss.png", "metrics.json")
 _SHOWN = 6  # scenes in the picture
+#: What fits the time of a demo; networks that are not here are as they were published.
+_SMALLER = {"segnet": {"width": 16}}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class DemoConfig:
         seed: of the network's initial weights and of the scenes.
         steps: training steps, each on `batch_size` scenes that were not seen before.
         learning_rate: its peak, after a linear warm-up and before a half cosine to zero.
-        size: height and width of the scenes, a multiple of 16.
+        model: name of the network, of :func:`segops.models.list_models`.
+        size: height and width of the scenes.
         val_scenes: held-out scenes to measure on.
         threads: of PyTorch; None leaves them as they are.
         rounds: timings of each operator in the table.
@@ -48,6 +53,7 @@ class DemoConfig:
     steps: int = 1200
     batch_size: int = 12
     learning_rate: float = 1e-2
+    model: str = "segnet"
     size: int = 64
     val_scenes: int = 256
     threads: int | None = None
@@ -58,27 +64,16 @@ QUICK = DemoConfig(steps=12, batch_size=4, size=48, val_scenes=8, rounds=2)
 """Every stage in a few seconds, with a network that has not learnt much."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Quality on a set of scenes.
-
-    Attributes:
-        pixel_accuracy: share of pixels with the right class.
-        iou: intersection over union of each class [C]; NaN for a class that neither occurs nor is predicted.
-        miou: mean of those that are not NaN.
-    """
-
-    pixel_accuracy: float
-    iou: list[float]
-    miou: float
-
-
-def run_demo(config: DemoConfig, console: Console) -> Scores:
+def run_demo(config: DemoConfig, console: Console) -> dict[str, Tensor]:
     """Train, evaluate, write the files named in `FILES`, and print the table of operators.
 
+    Returns:
+        What :class:`segops.metrics.SegmentationMetrics` tells of the held-out scenes.
+
     Raises:
-        RunError: a file cannot be written, a package is missing, an operator is wrong, or the user interrupted; the
-            message is one line that also says what was written.
+        RunError: no such network, or one that does not take scenes of this size; a file cannot be written, a package is
+            missing, an operator is wrong, or the user interrupted; the message is one line that also says what was
+            written.
     """
     output = OutputDirectory(config.out, FILES)
     try:
@@ -97,14 +92,14 @@ def run_demo(config: DemoConfig, console: Console) -> Scores:
     return scores
 
 
-def _train_and_report(config: DemoConfig, output: OutputDirectory, console: Console) -> Scores:
+def _train_and_report(config: DemoConfig, output: OutputDirectory, console: Console) -> dict[str, Tensor]:
     size = (config.size, config.size)
     held_out = DataLoader(DigitScenes("val", config.val_scenes, size, seed=config.seed), batch_size=32)
-    model = SmallUNet(len(DigitScenes.classes)).to(memory_format=torch.channels_last)
+    model = network(config)
     parameters = sum(p.numel() for p in model.parameters())
     console.print(
-        f"Training a U-Net of {parameters:,} parameters on {config.steps} x {config.batch_size} scenes of digits, "
-        f"{config.size} x {config.size} pixels, with segops' operators on {torch.get_num_threads()} threads."
+        f"Training {config.model} of {parameters:,} parameters on {config.steps} x {config.batch_size} scenes "
+        f"of digits, {config.size} x {config.size} pixels, with segops' operators on {torch.get_num_threads()} threads."
     )
     begin = time.perf_counter()
     losses = train(model, config, console)
@@ -114,11 +109,13 @@ def _train_and_report(config: DemoConfig, output: OutputDirectory, console: Cons
 
     scores, shown = evaluate(model, held_out)
     console.print(f"On {config.val_scenes} scenes of digits and photographs held out from training:")
-    console.print(f"  pixel accuracy {scores.pixel_accuracy:.4f}")
-    console.print(f"  mIoU           {scores.miou:.4f}")
+    accuracy, miou = float(scores["pixel_accuracy"]), float(scores["miou"])
+    console.print(f"  pixel accuracy {accuracy:.4f}")
+    console.print(f"  mIoU           {miou:.4f}")
 
-    summary = f"pixel accuracy {scores.pixel_accuracy:.3f}, mIoU {scores.miou:.3f} on held-out scenes"
+    summary = f"pixel accuracy {accuracy:.3f}, mIoU {miou:.3f} on held-out scenes"
     record = {
+        "model": config.model,
         "seed": config.seed,
         "steps": config.steps,
         "batch_size": config.batch_size,
@@ -127,21 +124,35 @@ def _train_and_report(config: DemoConfig, output: OutputDirectory, console: Cons
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "parameters": parameters,
-        "pixel_accuracy": scores.pixel_accuracy,
-        "miou": scores.miou,
+        "pixel_accuracy": accuracy,
+        "miou": miou,
         "iou": {
-            name: None if math.isnan(iou) else iou for name, iou in zip(DigitScenes.classes, scores.iou, strict=True)
+            name: None if math.isnan(iou) else iou
+            for name, iou in zip(DigitScenes.classes, scores["iou"].tolist(), strict=True)
         },
         "losses": losses,
     }
     output.write("prediction.png", prediction_png(*shown, DigitScenes.classes, DigitScenes.palette, summary))
-    output.write("loss.png", loss_png(losses, "segops.dice_ce_loss while training"))
+    output.write("loss.png", loss_png(losses, "cross-entropy and Dice loss while training"))
     output.write("metrics.json", (json.dumps(record, indent=1) + "\n").encode())
     console.print(f"Written to {config.out}: {', '.join(output.written)}", soft_wrap=True)
     return scores
 
 
-def train(model: nn.Module, config: DemoConfig, console: Console) -> list[float]:
+def network(config: DemoConfig) -> models.SegmentationModel:
+    """The network of a configuration, tried on one scene."""
+    try:
+        model = models.create_model(
+            config.model, num_classes=len(DigitScenes.classes), **_SMALLER.get(config.model, {})
+        )
+        with torch.no_grad():
+            model.eval().coarse_logits(torch.zeros(1, 3, config.size, config.size))
+    except ValueError as error:
+        raise RunError(str(error), exit_code=2) from error
+    return model.to(memory_format=torch.channels_last)
+
+
+def train(model: models.SegmentationModel, config: DemoConfig, console: Console) -> list[float]:
     """Train `model` in place under a progress bar; returns the loss of every step."""
     scenes = DigitScenes("train", config.steps * config.batch_size, (config.size, config.size), seed=config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-3)
@@ -169,48 +180,34 @@ def train(model: nn.Module, config: DemoConfig, console: Console) -> list[float]
     return losses
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
+def train_step(
+    model: models.SegmentationModel, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> float:
     """One step on images [N, 3, H, W] and labels [N, H, W]; returns the loss before it."""
-    logits = model(images.contiguous(memory_format=torch.channels_last))
-    # The logits are coarser than the labels: the loss is that of their interpolation, which is never made.
+    heads = model.coarse_logits(images.contiguous(memory_format=torch.channels_last), side_outputs=True)
+    # Where logits are coarser than the labels, the loss is that of their interpolation, which is never made.
     # A single scene holds few of the classes: Dice over the whole batch has something to measure for each.
-    loss = cast(Tensor, dice_ce_loss(logits, labels, batch_dice=True))
+    options: dict[str, Any] = {"batch_dice": True, "align_corners": model.align_corners}
+    loss = cast(Tensor, deep_supervision_loss(heads, labels, [1 / len(heads)] * len(heads), **options))
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     return loss.item()
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module, scenes: DataLoader[tuple[Tensor, Tensor]]
-) -> tuple[Scores, tuple[Tensor, Tensor, Tensor]]:
+) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """Scores over all scenes; images, labels and predictions of the first few."""
-    model.eval()
-    classes = len(DigitScenes.classes)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    metrics = SegmentationMetrics(len(DigitScenes.classes))
     shown = None
     for images, labels in scenes:
-        logits = model(images.contiguous(memory_format=torch.channels_last))
-        prediction = cast(Tensor, upsample_argmax(logits, labels.shape[1:], dtype=torch.int64))
-        confusion += confusion_matrix(prediction, labels, classes)
+        prediction = predict(model, images.contiguous(memory_format=torch.channels_last))
+        metrics.update(prediction, labels)
         if shown is None:
-            shown = (images[:_SHOWN], labels[:_SHOWN], prediction[:_SHOWN])
+            shown = (images[:_SHOWN], labels[:_SHOWN], prediction[:_SHOWN].long())
     assert shown is not None
-    return scores_of(confusion), shown
-
-
-def confusion_matrix(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
-    """Pixels by (target, prediction): int64 [C, C] from two tensors of class indices of the same shape."""
-    cell = (target * classes + prediction).flatten()
-    return torch.bincount(cell, minlength=classes * classes).view(classes, classes)
-
-
-def scores_of(confusion: Tensor) -> Scores:
-    """Pixel accuracy and IoU from int64 [C, C] of (target, prediction)."""
-    right = confusion.diagonal().double()
-    iou = right / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
-    return Scores(float(right.sum() / confusion.sum()), iou.tolist(), float(iou.nanmean()))
+    return metrics.compute(), shown
 
 
 @contextmanager

@@ -24,7 +24,6 @@ import segops
 from segops.cli import app
 from segops.engine import demo, op_table
 from segops.engine.output import OutputDirectory, RunError
-from segops.engine.small_unet import SmallUNet
 
 Result = Any  # of CliRunner.invoke
 
@@ -240,32 +239,28 @@ def test_a_wrong_operator_fails_the_demo(tmp_path: Path, monkeypatch: pytest.Mon
     assert_stopped(run("demo", "--quick", "--steps", 1, "--out", tmp_path), 1, "square (forward)", "float64")
 
 
-def test_scores_by_hand() -> None:
-    target = torch.tensor([[0, 0, 1], [1, 1, 2]])
-    prediction = torch.tensor([[0, 1, 1], [1, 0, 0]])
-    confusion = demo.confusion_matrix(prediction, target, 4)
-    assert confusion.dtype == torch.int64
-    assert confusion.tolist() == [[1, 1, 0, 0], [1, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    scores = demo.scores_of(confusion)
-    assert scores.pixel_accuracy == 0.5
-    assert scores.iou[:3] == [1 / 4, 1 / 2, 0]
-    assert math.isnan(scores.iou[3])
-    assert math.isclose(scores.miou, 0.25)
+@pytest.mark.parametrize("model", ["hourglass2", "u2netp"])
+def test_any_network_learns_from_all_its_outputs(model: str, tmp_path: Path) -> None:
+    config = demo.DemoConfig(out=tmp_path, model=model, steps=2, batch_size=2, val_scenes=2, rounds=1)
+    network = demo.network(config)
+    before = [p.clone() for p in network.parameters()]
+    demo.train(network, config, Console(quiet=True))
+    still = [name for (name, p), q in zip(network.named_parameters(), before, strict=True) if torch.equal(p, q)]
+    assert not still
 
 
-def test_the_network_halves_the_size_and_sees_far() -> None:
-    model = SmallUNet(11).eval()
-    x = torch.rand(1, 3, 64, 48, requires_grad=True)
-    logits = model(x)
-    assert logits.shape == (1, 11, 32, 24)
-    (gradient,) = torch.autograd.grad(logits[0, :, 16, 12].sum(), x)
-    assert (gradient[0, :, 32, 24 - 12] != 0).any(), "a digit is up to 23 pixels high"
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [(("--model", "segnot"), ("segnot", "segnet")), (("--model", "dilation8_voc"), ("187 x 187", "64 x 64"))],
+)
+def test_a_network_that_cannot(arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path) -> None:
+    assert_stopped(run("demo", *arguments, "--out", tmp_path / "out"), 2, *parts)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_any_number_of_steps(steps: int, tmp_path: Path) -> None:
     config = demo.DemoConfig(out=tmp_path, steps=steps, batch_size=1, size=48)
-    assert len(demo.train(SmallUNet(11), config, Console(quiet=True))) == steps
+    assert len(demo.train(demo.network(config), config, Console(quiet=True))) == steps
 
 
 def test_info_prints_the_configuration() -> None:
