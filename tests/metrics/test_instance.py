@@ -54,10 +54,9 @@ def scenes(seed, images=6, classes=3, size=(120, 140), crowd=0.15, most=7):
     return predictions, targets
 
 
-def by_pycocotools(predictions, targets, classes):
-    coco = pytest.importorskip("pycocotools.coco")
-    from pycocotools import mask as coder
-    from pycocotools.cocoeval import COCOeval
+def encoded(predictions, targets, classes):
+    """What pycocotools works on: its data set, masks encoded by run lengths, and its detections."""
+    coder = pytest.importorskip("pycocotools.mask")
 
     def encode(mask):
         return coder.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
@@ -79,8 +78,7 @@ def by_pycocotools(predictions, targets, classes):
             detections.append(
                 {"image_id": image, "category_id": int(label), "score": float(score), "segmentation": encode(mask)}
             )
-    truth = coco.COCO()
-    truth.dataset = {
+    dataset = {
         "info": {},
         "images": [
             {"id": i + 1, "height": t["masks"].shape[1], "width": t["masks"].shape[2]} for i, t in enumerate(targets)
@@ -88,6 +86,15 @@ def by_pycocotools(predictions, targets, classes):
         "categories": [{"id": i} for i in range(classes)],
         "annotations": objects,
     }
+    return dataset, detections
+
+
+def by_pycocotools(dataset, detections):
+    coco = pytest.importorskip("pycocotools.coco")
+    from pycocotools.cocoeval import COCOeval
+
+    truth = coco.COCO()
+    truth.dataset = dataset
     truth.createIndex()
     evaluation = COCOeval(truth, truth.loadRes(detections), "segm")
     evaluation.evaluate()
@@ -100,7 +107,7 @@ def by_pycocotools(predictions, targets, classes):
 @pytest.mark.parametrize("crowd", [0, 0.4])
 def test_equals_pycocotools(seed, crowd, device):
     predictions, targets = scenes(seed, crowd=crowd)
-    expected = by_pycocotools(predictions, targets, 3)
+    expected = by_pycocotools(*encoded(predictions, targets, 3))
     metric = InstanceAP(3)
     on_device = [[{k: v.to(device) for k, v in image.items()} for image in images] for images in (predictions, targets)]
     for part in (slice(0, 2), slice(2, 6)):
