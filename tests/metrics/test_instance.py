@@ -129,7 +129,7 @@ def test_more_than_a_hundred_detections():
         "scores": torch.from_numpy(rng.random(len(masks))),
         "labels": torch.zeros(len(masks), dtype=torch.int64),
     }
-    expected = by_pycocotools(predictions, targets, 1)
+    expected = by_pycocotools(*encoded(predictions, targets, 1))
     found = functional.instance_ap(predictions, targets, 1)
     for name, value in expected.items():
         assert float(found[name]) == pytest.approx(value, abs=1e-9), name
