@@ -30,7 +30,7 @@ def blobs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 def ours(prediction: Tensor, target: Tensor) -> Tensor:
     found = functional.saliency_metrics(prediction, target)
-    return torch.stack([found[key] for key in KEYS])
+    return torch.stack([found[key] for key in KEYS]).float()
 
 
 def pysodmetrics() -> Callable[..., Tensor]:
@@ -46,7 +46,7 @@ def pysodmetrics() -> Callable[..., Tensor]:
         mae, s, w, f, e = (metric.get_results() for metric in metrics)
         f, e = f["fm"], e["em"]["curve"]
         values = [mae["mae"], s["sm"], w["wfm"], f["adp"], f["curve"].max(), f["curve"].mean(), e.max(), e.mean()]
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor(values, dtype=torch.float32)
 
     return evaluate
 

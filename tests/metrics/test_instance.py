@@ -96,7 +96,7 @@ def by_pycocotools(dataset, detections):
     truth = coco.COCO()
     truth.dataset = dataset
     truth.createIndex()
-    evaluation = COCOeval(truth, truth.loadRes(detections), "segm")
+    evaluation = COCOeval(truth, truth.loadRes([dict(one) for one in detections]), "segm")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
