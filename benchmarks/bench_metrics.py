@@ -1,15 +1,19 @@
-"""Saliency measures against PySODMetrics, maps of the size of the SOD set."""
+"""Metrics against their peers: PySODMetrics, with maps of the size of the SOD set, pycocotools and torchmetrics."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.interleave import Case, Contender, Peer
 from segops.metrics import functional
+from tests.metrics.test_instance import NAMES, by_pycocotools, encoded, scenes
 
 # By its dtype half the digits of float32 must agree: ties of nearest pixels change the weighted F-measure.
 CASE = Case("saliency_metrics of uint8 maps", (8, 321, 481))
@@ -26,7 +30,7 @@ def blobs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 def ours(prediction: Tensor, target: Tensor) -> Tensor:
     found = functional.saliency_metrics(prediction, target)
-    return torch.stack([found[key] for key in KEYS])
+    return torch.stack([found[key] for key in KEYS]).float()
 
 
 def pysodmetrics() -> Callable[..., Tensor]:
@@ -42,7 +46,7 @@ def pysodmetrics() -> Callable[..., Tensor]:
         mae, s, w, f, e = (metric.get_results() for metric in metrics)
         f, e = f["fm"], e["em"]["curve"]
         values = [mae["mae"], s["sm"], w["wfm"], f["adp"], f["curve"].max(), f["curve"].mean(), e.max(), e.mean()]
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor(values, dtype=torch.float32)
 
     return evaluate
 
@@ -60,4 +64,86 @@ def test_saliency(race: Callable[..., None]) -> None:
         floor_bytes=moved,
         moved_bytes=moved,
         goals={"PySODMetrics": 5},
+    )
+
+
+@pytest.mark.parametrize("of", ["logits", "label maps"])
+def test_segmentation(of: str, race: Callable[..., None]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    classes, shape = 19, (4, 512, 512)
+    target = torch.randint(0, classes, shape, generator=generator)
+    target[:, :8] = 255
+    logits = torch.randn(shape[0], classes, *shape[1:], generator=generator)
+    prediction = logits if of == "logits" else logits.argmax(1)
+
+    def ours(prediction: Tensor, target: Tensor) -> Tensor:
+        return functional.segmentation_metrics(prediction, target, classes, ignore_index=255)["iou"]
+
+    def torchmetrics() -> Callable[..., Tensor]:
+        from torchmetrics.functional.classification import multiclass_confusion_matrix as confusion_matrix
+
+        def evaluate(prediction: Tensor, target: Tensor) -> Tensor:
+            # Without its checks of the labels, which would read them once more.
+            confusion = confusion_matrix(prediction, target, classes, ignore_index=255, validate_args=False).double()
+            hits = confusion.diagonal()
+            return hits / (confusion.sum(0) + confusion.sum(1) - hits)
+
+        return evaluate
+
+    moved = prediction.nbytes + target.nbytes
+    race(
+        Case(f"segmentation_metrics of {of}", tuple(prediction.shape), prediction.dtype),
+        "forward",
+        (prediction, target),
+        [Contender("segops", ours), Peer("torchmetrics", torchmetrics)],
+        reference=ours,
+        own=ours,
+        floor_bytes=moved,
+        moved_bytes=moved,
+        goals={"torchmetrics": 1},
+    )
+
+
+def test_instances(race: Callable[..., None]) -> None:
+    """pycocotools from masks, as segops gets them, and from masks that were encoded before the clock starts."""
+    classes, size = 3, (480, 640)
+    images = scenes(0, 20, classes, size)
+    counts = [[len(image["masks"]) for image in part] for part in images]
+    masks = [torch.cat([image["masks"] for image in part]) for part in images]
+
+    def with_masks(*masks: Tensor) -> list[list[dict[str, Tensor]]]:
+        return [
+            [image | {"masks": own} for image, own in zip(part, all_masks.split(lengths), strict=True)]
+            for part, all_masks, lengths in zip(images, masks, counts, strict=True)
+        ]
+
+    def ours(*masks: Tensor) -> Tensor:
+        found = functional.instance_ap(*with_masks(*masks), classes)
+        return torch.stack([found[name] for name in NAMES])
+
+    def pycocotools(before: bool) -> Callable[..., Tensor]:
+        ready = encoded(*images, classes) if before else None
+
+        def evaluate(*masks: Tensor) -> Tensor:
+            with contextlib.redirect_stdout(io.StringIO()):
+                found = by_pycocotools(*(ready or encoded(*with_masks(*masks), classes)))
+            return torch.tensor([found[name] for name in NAMES], dtype=torch.float64)
+
+        return evaluate
+
+    moved = sum(t.nbytes for t in masks)
+    race(
+        Case("instance_ap of masks", (20, *size)),
+        "forward",
+        masks,
+        [
+            Contender("segops", ours),
+            Peer("pycocotools", lambda: pycocotools(False)),
+            Peer("pycocotools, masks encoded before", lambda: pycocotools(True)),
+        ],
+        reference=ours,
+        own=ours,
+        floor_bytes=moved,
+        moved_bytes=moved,
+        goals={"pycocotools": 1},
     )

@@ -69,9 +69,17 @@ class TrainConfig:
     workers: Annotated[int, About("Data", "Processes that read images, besides the training one.", least=0)] = 0
 
     loss: Annotated[
-        Literal["auto", "dice_ce", "dice_bce"],
-        About("Loss", "Softmax or sigmoid loss; auto takes the sigmoid's for one class."),
+        Literal["auto", "dice_ce", "dice_bce", "ohem", "u2net", "basnet"],
+        About(
+            "Loss",
+            "Softmax (dice_ce) or sigmoid loss (dice_bce), auto takes the sigmoid's for one class; ohem: cross-entropy "
+            "of each process's hard pixels; u2net, basnet: what these networks were trained with.",
+        ),
     ] = "auto"
+    ohem_threshold: Annotated[
+        float, About("Loss", "Of ohem: hard is a pixel whose class has a lower probability.", above=0)
+    ] = 0.9
+    ohem_min_kept: Annotated[int, About("Loss", "Of ohem: pixels that count at least.", least=1)] = 131072
     pixel_term: Annotated[float, About("Loss", "Factor of the (binary) cross-entropy.", least=0)] = 1.0
     dice_term: Annotated[float, About("Loss", "Factor of the Dice loss.", least=0)] = 1.0
     batch_dice: Annotated[bool, About("Loss", "Dice of the whole batch rather than of each image.")] = True
@@ -100,6 +108,9 @@ class TrainConfig:
     ema: Annotated[
         float | None, About("Optimisation", "Decay of a running mean of the weights, used to measure.", above=0)
     ] = None
+    sync_norm: Annotated[
+        bool, About("Optimisation", "Batch norm over the images of all processes; on CUDA devices.")
+    ] = False
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"], About("Optimisation", "16 bits by autocast; fp16 needs CUDA.")
     ] = "fp32"
@@ -126,8 +137,14 @@ class TrainConfig:
                 _check_range(name, about, item)
         if self.ema is not None and self.ema >= 1:
             raise ConfigError(f"ema must be below 1, got {self.ema}")
+        if self.ohem_threshold > 1:
+            raise ConfigError(f"ohem_threshold must be at most 1, got {self.ohem_threshold}")
         if self.label_smoothing > 1:
             raise ConfigError(f"label_smoothing must be at most 1, got {self.label_smoothing}")
+        if self.loss in ("ohem", "u2net", "basnet"):  # they have their terms
+            for name in ("pixel_term", "dice_term", "batch_dice", "label_smoothing"):
+                if getattr(self, name) != getattr(TrainConfig, name):
+                    raise ConfigError(f"loss {self.loss!r} has no {name}, got {getattr(self, name)}")
         if self.pixel_term == self.dice_term == 0:
             raise ConfigError("pixel_term and dice_term must not both be 0")
         if self.scale is not None and self.scale[0] > self.scale[1]:

@@ -76,6 +76,8 @@ class Trainer:
         if not len(train_data) or not len(val_data):
             raise RunError(f"{classes.data} has {len(train_data)} images to train on, {len(val_data)} to measure on")
         self.train_data, self.val_data = train_data, val_data
+        if config.sync_norm:
+            model = _with_sync_norm(model, self.ranks)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         heads = Heads(self.model)
@@ -302,6 +304,15 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def _with_sync_norm(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The network with its batch norms, those in ConvNormAct included, replaced by torch's of all ranks; same keys."""
+    if ranks.device.type != "cuda":
+        raise RunError(
+            f"sync_norm needs CUDA devices, as torch.nn.SyncBatchNorm does; this is {ranks.device}", exit_code=2
+        )
+    return model if ranks.count == 1 else nn.SyncBatchNorm.convert_sync_batchnorm(model, ranks.group)
 
 
 def _freeze_norm(model: nn.Module) -> None:

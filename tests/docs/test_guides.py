@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -86,9 +85,6 @@ def test_guide_runs(
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "")  # remembered, and put back after what the guide sets
         monkeypatch.delenv(name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
     printed = run_guide(guide, tmp_path) + capsys.readouterr().out
     assert printed
     if guide.stem == "train-on-your-folder":

@@ -6,9 +6,12 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from segops.engine.losses import TrainingLoss
 from segops.engine.output import RunError
 from segops.engine.ranks import started
 from tests.engine import toy
@@ -51,6 +54,22 @@ def ranks(folder: Path) -> None:
         settings = toy.config(folder, crop=(8, 12), ema=0.9)
         scores = toy.trainer(settings, model.double(), LENGTH, ranks=these).run()
         torch.save(scores, folder / f"scores{these.rank}.pt")
+        # Of five images ranks have unequal shares; of two, the third has none.
+        losses = [saliency_loss(images, these.rank, these.count, these.group) for images in (5, 2)]
+        torch.save(losses, folder / f"losses{these.rank}.pt")
+
+
+def saliency_loss(images: int, rank: int = 0, count: int = 1, group: Any = None) -> tuple[Tensor, Tensor]:
+    """BASNet's loss of a rank's share of some maps, and its gradient by a factor of the logits."""
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(8, images, 1, 6, 8, generator=generator, dtype=torch.float64)
+    masks = torch.randint(0, 2, (images, 12, 16), generator=generator)
+    factor = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    loss = TrainingLoss(toy.config(Path(), loss="basnet"), 1, None, process_group=group)
+    value = loss([factor * head[rank::count] for head in logits], masks[rank::count])
+    value.backward()
+    assert factor.grad is not None
+    return value.detach(), factor.grad
 
 
 def dead_rank(folder: Path) -> None:

@@ -53,6 +53,8 @@ def test_yaml(tmp_path: Path) -> None:
         ("{pixel_term: 0, dice_term: 0}", "pixel_term and dice_term must not both be 0"),
         ("scale: [2, 1]", "scale must be a smaller and a larger number"),
         ("label_smoothing: 2", "label_smoothing must be at most 1, got 2.0"),
+        ("{loss: basnet, dice_term: 2}", "loss 'basnet' has no dice_term, got 2.0"),
+        ("ohem_threshold: 1.5", "ohem_threshold must be at most 1, got 1.5"),
         ("- lr", "a.yaml must be a mapping of settings to values, got list"),
         ("lr: [", "a.yaml is not YAML"),
     ],

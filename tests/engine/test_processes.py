@@ -126,6 +126,12 @@ def test_ranks_train_like_one_process(ranks: int, tmp_path: Path) -> None:
             torch.testing.assert_close(found.training[name][key], tensor, rtol=1e-9, atol=1e-12)
     for rank in range(ranks):
         assert torch.load(tmp_path / f"scores{rank}.pt")["confusion"] == scores["confusion"]
+    shares = [torch.load(tmp_path / f"losses{rank}.pt") for rank in range(ranks)]
+    for i, images in enumerate((5, 2)):
+        value, gradient = processes.saliency_loss(images)
+        for share in shares:
+            torch.testing.assert_close(share[i][0], value)
+        torch.testing.assert_close(torch.stack([share[i][1] for share in shares]).mean(), gradient)
     losses = [[float(line["loss"]) for line in lines(folder / "train.csv")] for folder in (tmp_path, one)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-10)
 

@@ -13,8 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+import segops
 from segops.engine import checkpoint, trainer
+from segops.engine.losses import TrainingLoss
 from segops.engine.output import RunError
+from segops.engine.ranks import Ranks
+from segops.nn.norm_act import trains_lean
 from tests.engine import toy
 
 
@@ -158,6 +162,8 @@ def test_settings_that_do_not_fit(tmp_path: Path) -> None:
     for values, message in (
         ({"precision": "fp16"}, "precision fp16 needs a CUDA device"),
         ({"loss": "dice_bce"}, "loss 'dice_bce' is for one class, the network has 3"),
+        ({"loss": "u2net"}, "loss 'u2net' is for one class, the network has 3"),
+        ({"sync_norm": True}, "sync_norm needs CUDA devices, as torch.nn.SyncBatchNorm does; this is cpu"),
     ):
         with pytest.raises(RunError, match=message) as caught:
             toy.trainer(toy.config(tmp_path, **values))
@@ -166,6 +172,43 @@ def test_settings_that_do_not_fit(tmp_path: Path) -> None:
         toy.trainer(toy.config(tmp_path, side_weights=(1.0, 1.0, 1.0))).run()
     with pytest.raises(RunError, match="scale needs crop"):
         toy.trainer(toy.config(tmp_path, scale=(0.5, 1.0))).run()
+
+
+def test_losses_of_single_networks(tmp_path: Path) -> None:
+    masks = torch.randint(0, 2, (2, 12, 16))
+    for name, heads, expected in (
+        ("u2net", 7, segops.nn.U2NetLoss()),
+        ("basnet", 8, segops.nn.BASNetLoss()),
+    ):
+        logits = list(torch.randn(heads, 2, 1, 6, 8))
+        loss = TrainingLoss(toy.config(tmp_path, loss=name), 1, None)
+        torch.testing.assert_close(loss(logits, masks), expected(logits, masks[:, None].float()))
+
+    masks[0, 0] = 255
+    logits, weight = list(torch.randn(2, 2, 3, 6, 8)), torch.tensor([1.0, 2.0, 3.0])
+    hard = {"threshold": 0.2, "min_kept": 5}
+    settings = toy.config(tmp_path, loss="ohem", **{f"ohem_{name}": value for name, value in hard.items()})
+    found = TrainingLoss(settings, 3, 255, class_weights=weight)(logits, masks)
+    expected = segops.nn.OhemCrossEntropy(**hard, weight=weight, head_weights=(1.0, 1.0))
+    torch.testing.assert_close(found, expected(logits, masks))
+    assert found != TrainingLoss(toy.config(tmp_path, loss="ohem"), 3, 255, class_weights=weight)(logits, masks)
+
+    assert toy.trainer(toy.config(tmp_path, loss="ohem", steps=40)).run()["miou"] > 0.8
+
+
+def test_every_norm_becomes_one_of_all_ranks() -> None:
+    """As far as a CPU tells: nothing is left of the process's own norms, keys and predictions stay."""
+    model = segops.models.create_model("unet", num_classes=3, width=4).eval()
+    images = torch.randn(1, 3, 32, 32)
+    keys, expected = list(model.state_dict()), model(images)
+    converted = trainer._with_sync_norm(model, Ranks(0, 2, torch.device("cuda")))
+    norms = [m for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert {type(norm) for norm in norms} == {nn.SyncBatchNorm}
+    assert list(converted.state_dict()) == keys
+    torch.testing.assert_close(converted(images), expected)
+    # In training, too, it is the norm that runs: ConvNormAct has a way of its own for those of one process alone.
+    assert not any(trains_lean(norm.train(), torch.ones(1, requires_grad=True)) for norm in norms)
 
 
 def test_a_side_output_of_weight_zero_is_left_out(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from segops.metrics import InstanceAP, functional
+from segops.metrics import InstanceAP, functional, instance_matching
 from segops.metrics.instance import COCO_THRESHOLDS
 
 NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
@@ -54,10 +54,9 @@ def scenes(seed, images=6, classes=3, size=(120, 140), crowd=0.15, most=7):
     return predictions, targets
 
 
-def by_pycocotools(predictions, targets, classes):
-    coco = pytest.importorskip("pycocotools.coco")
-    from pycocotools import mask as coder
-    from pycocotools.cocoeval import COCOeval
+def encoded(predictions, targets, classes):
+    """What pycocotools works on: its data set, masks encoded by run lengths, and its detections."""
+    coder = pytest.importorskip("pycocotools.mask")
 
     def encode(mask):
         return coder.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
@@ -79,8 +78,7 @@ def by_pycocotools(predictions, targets, classes):
             detections.append(
                 {"image_id": image, "category_id": int(label), "score": float(score), "segmentation": encode(mask)}
             )
-    truth = coco.COCO()
-    truth.dataset = {
+    dataset = {
         "info": {},
         "images": [
             {"id": i + 1, "height": t["masks"].shape[1], "width": t["masks"].shape[2]} for i, t in enumerate(targets)
@@ -88,8 +86,17 @@ def by_pycocotools(predictions, targets, classes):
         "categories": [{"id": i} for i in range(classes)],
         "annotations": objects,
     }
+    return dataset, detections
+
+
+def by_pycocotools(dataset, detections):
+    coco = pytest.importorskip("pycocotools.coco")
+    from pycocotools.cocoeval import COCOeval
+
+    truth = coco.COCO()
+    truth.dataset = dataset
     truth.createIndex()
-    evaluation = COCOeval(truth, truth.loadRes(detections), "segm")
+    evaluation = COCOeval(truth, truth.loadRes([dict(one) for one in detections]), "segm")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -100,7 +107,7 @@ def by_pycocotools(predictions, targets, classes):
 @pytest.mark.parametrize("crowd", [0, 0.4])
 def test_equals_pycocotools(seed, crowd, device):
     predictions, targets = scenes(seed, crowd=crowd)
-    expected = by_pycocotools(predictions, targets, 3)
+    expected = by_pycocotools(*encoded(predictions, targets, 3))
     metric = InstanceAP(3)
     on_device = [[{k: v.to(device) for k, v in image.items()} for image in images] for images in (predictions, targets)]
     for part in (slice(0, 2), slice(2, 6)):
@@ -122,7 +129,7 @@ def test_more_than_a_hundred_detections():
         "scores": torch.from_numpy(rng.random(len(masks))),
         "labels": torch.zeros(len(masks), dtype=torch.int64),
     }
-    expected = by_pycocotools(predictions, targets, 1)
+    expected = by_pycocotools(*encoded(predictions, targets, 1))
     found = functional.instance_ap(predictions, targets, 1)
     for name, value in expected.items():
         assert float(found[name]) == pytest.approx(value, abs=1e-9), name
@@ -286,3 +293,15 @@ def test_bad_options():
     for arguments, error in (((1.5, 0), ValueError), (("0.5", 0), TypeError), ((0.5, 1), ValueError)):
         with pytest.raises(error):
             InstanceAP(1).pr_curve(*arguments)
+
+
+@pytest.mark.skipif(not instance_matching._CAN_COUNT_BITS, reason="NumPy 1 counts no bits")
+@pytest.mark.parametrize(("k", "m", "pixels"), [(3, 2, 1), (5, 4, 1003), (0, 2, 9), (2, 0, 9)])
+def test_bits_are_counted_as_pixels(k, m, pixels):
+    generator = torch.Generator().manual_seed(pixels)
+    masks = [torch.rand(n, pixels, generator=generator) < 0.6 for n in (k, m)]
+    for found, expected in zip(
+        instance_matching._counts_of_bits(*masks), instance_matching._counts(*masks), strict=True
+    ):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
