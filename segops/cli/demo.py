@@ -15,13 +15,13 @@ from segops.engine.output import RunError
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for the pictures and the record.")] = Path("segops-demo"),
     seed: Annotated[int, typer.Option(help="The same seed gives the same numbers on the same machine.")] = 0,
-    model: Annotated[str, typer.Option(help="Network to train: a name that `segops models` prints.")] = "segnet",
+    model: Annotated[str, typer.Option(help="Network to train: a name that `segops models` prints.")] = "segnet_basic",
     size: Annotated[int | None, typer.Option(min=32, help="Height and width of the scenes.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps, in place of the usual number.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch; by default its own choice.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Every stage in seconds; the network learns little.")] = False,
 ) -> None:
-    """Train a small SegNet (two minutes), or another network, on scenes of digits, and time the operators here."""
+    """Train a small SegNet-Basic, or another network, on scenes of digits, and time the operators here."""
     try:
         from segops.engine.demo import QUICK, DemoConfig, run_demo
     except ModuleNotFoundError as error:
