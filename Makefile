@@ -20,7 +20,7 @@ NETWORKS := u2net u2netp unet segnet drn_d_22 dilation8_camvid
 .PHONY: help demo test build dist docs bench bench-recycled bench-default bench-networks lint traffic sass mutants fuzz tsan export triton gpu arm64 clean
 
 help:
-	@echo "make demo    train a small SegNet-Basic on scenes of digits (about two minutes) and time the operators here"
+	@echo "make demo    train a small SegNet-Basic on scenes of digits (minutes) and time the operators here"
 	@echo "make test    run all tests"
 	@echo "make build   build the libraries into segops/"
 	@echo "make dist    source distribution and wheel, tried in an empty environment with each of TORCHES (minutes)"

@@ -34,7 +34,7 @@ _SMALLER = {"segnet": {"width": 16}, "segnet_basic": {"width": 24}}
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """What `segops demo` does; the defaults take about two minutes on two slow cores.
+    """What `segops demo` does; the defaults take two to three minutes on two cores.
 
     Attributes:
         out: directory for the files.
