@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -26,6 +26,29 @@ def blobs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     smooth = torch.nn.functional.interpolate(coarse, shape[1:], mode="bicubic")[:, 0]
     noise = 0.1 * torch.rand(shape, generator=generator)
     return ((smooth + noise).clamp(0, 1) * 255).byte(), (smooth > 0.6).byte() * 255
+
+
+def measure(
+    race: Callable[..., None],
+    case: Case,
+    inputs: Sequence[Tensor],
+    ours: Callable[..., Tensor],
+    peers: Sequence[Peer],
+    goal: float,
+) -> None:
+    """A metric reads its inputs once; its peers are what tells that it is right. The goal is against the first."""
+    moved = sum(t.nbytes for t in inputs)
+    race(
+        case,
+        "forward",
+        inputs,
+        [Contender("segops", ours), *peers],
+        reference=ours,
+        own=ours,
+        floor_bytes=moved,
+        moved_bytes=moved,
+        goals={peers[0].name: goal},
+    )
 
 
 def ours(prediction: Tensor, target: Tensor) -> Tensor:
@@ -52,19 +75,7 @@ def pysodmetrics() -> Callable[..., Tensor]:
 
 
 def test_saliency(race: Callable[..., None]) -> None:
-    inputs = blobs(CASE.shape)
-    moved = sum(t.nbytes for t in inputs)
-    race(
-        CASE,
-        "forward",
-        inputs,
-        [Contender("segops", ours), Peer("PySODMetrics", pysodmetrics)],
-        reference=ours,
-        own=ours,
-        floor_bytes=moved,
-        moved_bytes=moved,
-        goals={"PySODMetrics": 5},
-    )
+    measure(race, CASE, blobs(CASE.shape), ours, [Peer("PySODMetrics", pysodmetrics)], 5)
 
 
 @pytest.mark.parametrize("of", ["logits", "label maps"])
@@ -90,18 +101,8 @@ def test_segmentation(of: str, race: Callable[..., None]) -> None:
 
         return evaluate
 
-    moved = prediction.nbytes + target.nbytes
-    race(
-        Case(f"segmentation_metrics of {of}", tuple(prediction.shape), prediction.dtype),
-        "forward",
-        (prediction, target),
-        [Contender("segops", ours), Peer("torchmetrics", torchmetrics)],
-        reference=ours,
-        own=ours,
-        floor_bytes=moved,
-        moved_bytes=moved,
-        goals={"torchmetrics": 1},
-    )
+    case = Case(f"segmentation_metrics of {of}", tuple(prediction.shape), prediction.dtype)
+    measure(race, case, (prediction, target), ours, [Peer("torchmetrics", torchmetrics)], 1)
 
 
 def test_instances(race: Callable[..., None]) -> None:
@@ -131,19 +132,8 @@ def test_instances(race: Callable[..., None]) -> None:
 
         return evaluate
 
-    moved = sum(t.nbytes for t in masks)
-    race(
-        Case("instance_ap of masks", (20, *size)),
-        "forward",
-        masks,
-        [
-            Contender("segops", ours),
-            Peer("pycocotools", lambda: pycocotools(False)),
-            Peer("pycocotools, masks encoded before", lambda: pycocotools(True)),
-        ],
-        reference=ours,
-        own=ours,
-        floor_bytes=moved,
-        moved_bytes=moved,
-        goals={"pycocotools": 1},
-    )
+    peers = [
+        Peer("pycocotools", lambda: pycocotools(False)),
+        Peer("pycocotools, masks encoded before", lambda: pycocotools(True)),
+    ]
+    measure(race, Case("instance_ap of masks", (20, *size)), masks, ours, peers, 1)

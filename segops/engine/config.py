@@ -73,7 +73,7 @@ class TrainConfig:
         About(
             "Loss",
             "Softmax (dice_ce) or sigmoid loss (dice_bce), auto takes the sigmoid's for one class; ohem: cross-entropy "
-            "of each process's hard pixels; u2net, basnet: what these networks were trained with.",
+            "of each process's hard pixels; u2net, basnet (no ignored pixels): what these networks were trained with.",
         ),
     ] = "auto"
     ohem_threshold: Annotated[

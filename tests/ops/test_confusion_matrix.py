@@ -4,7 +4,6 @@ equality."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -245,14 +244,6 @@ def test_results_are_all_written(kernel_backend: str, poisoned_memory: None, dev
     empty = torch.zeros(0, 3, 4, dtype=torch.uint8, device=device)
     for prediction in (empty, torch.zeros(0, 5, 3, 4, device=device)):
         assert not any(result.any() for result in op(prediction, empty, 5, True, 255, 0))
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch.compiler.set_stance("default")
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
