@@ -35,6 +35,11 @@ PEERS = ("eager", "compiled", "ONNX Runtime", "OpenVINO")
 MEMORY_GOALS = {"segnet": 0.6, "unet": 0.6}
 
 
+def mask(target: Tensor, x: Tensor) -> Tensor:
+    """[N, 1, H, W] in the dtype of x, of all classes but the first."""
+    return target.clamp(max=1).to(x.dtype)[:, None]
+
+
 @dataclass(frozen=True)
 class Network:
     """A network of :mod:`segops.models` and its twin in torch.nn.
@@ -58,7 +63,7 @@ class Network:
     def loss(self, net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """Of the twin: as these networks were trained, at the size of the image."""
         if self.num_classes == 1:
-            truth = target.clamp(max=1).to(x.dtype)[:, None]
+            truth = mask(target, x)
             return sum((F.binary_cross_entropy(probability, truth) for probability in net(x)), x.new_zeros(()))
         logits = self.output(net, x)
         if logits.shape[2:] != x.shape[2:]:
@@ -68,7 +73,7 @@ class Network:
     def own_loss(self, net: models.SegmentationModel, x: Tensor, target: Tensor) -> Tensor:
         """Of ours: the same, from the logits that the network ends with."""
         if self.num_classes == 1:
-            return segops.nn.U2NetLoss()(net.coarse_logits(x, True), target.clamp(max=1))
+            return segops.nn.U2NetLoss()(net.coarse_logits(x, True), mask(target, x))
         return segops.dice_ce_loss(net.coarse_logits(x)[0], target, dice_weight=0.0)
 
 

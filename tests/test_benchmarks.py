@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import compare, environment, interleave, memory, readme, training_memory
-from benchmarks.bench_models import CLASSES, NETWORKS, Twins, rounded
+from benchmarks.bench_models import CLASSES, NETWORKS, Step, Twins, rounded
 from benchmarks.interleave import Case, Contender, Effort, Peer
 from tests.models.plain.unet import UNet
 
@@ -287,6 +287,13 @@ def test_twins_compute_the_same() -> None:
     assert set(twins.renamed.values()) == {k for k in twins.ours.state_dict() if not k.endswith("num_batches_tracked")}
     biases = [key for key in dict(twins.plain.named_parameters()) if key.endswith("conv_s1.bias")]
     assert not set(biases) & set(twins.leaves())
+
+
+@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.batch is not None])
+def test_a_training_step_has_the_loss_of_the_twin(name: str) -> None:
+    step = Step(name, NETWORKS[name], (2, 3, 64, 64))  # at 32, norms of two pixels make much of a rounding
+    with torch.no_grad():
+        torch.testing.assert_close(step.ours(*step.leaves), step.plain(*step.leaves), rtol=1e-4, atol=0)
 
 
 def test_race_does_not_excuse_segops() -> None:
