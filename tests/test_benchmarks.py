@@ -292,8 +292,10 @@ def test_twins_compute_the_same() -> None:
 @pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.batch is not None])
 def test_a_training_step_has_the_loss_of_the_twin(name: str) -> None:
     step = Step(name, NETWORKS[name], (2, 3, 64, 64))  # at 32, norms of two pixels make much of a rounding
-    with torch.no_grad():
-        torch.testing.assert_close(step.ours(*step.leaves), step.plain(*step.leaves), rtol=1e-4, atol=0)
+    leaves = [leaf.requires_grad_() for leaf in step.leaves]
+    loss = step.ours(*leaves)
+    torch.testing.assert_close(loss, step.plain(*leaves), rtol=1e-4, atol=0)
+    assert all(grad.any() for grad in torch.autograd.grad(loss, leaves))
 
 
 def test_race_does_not_excuse_segops() -> None:

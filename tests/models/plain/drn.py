@@ -56,6 +56,7 @@ class DRN(nn.Module):
         self.base = nn.Sequential(*parts)
         self.seg = nn.Conv2d(512, classes, 1)
         self.up = nn.ConvTranspose2d(classes, classes, 16, 8, 4, groups=classes, bias=False)
+        self.up.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.seg(self.base(x))
