@@ -142,7 +142,7 @@ class Twins:
         return self.network.output(self.plain_in(x.dtype, layout), x)
 
     def leaves(self) -> list[str]:
-        """What is trained of the twin, but for biases that a batch norm takes away: their gradient is rounding alone."""
+        """What is trained of the twin, but biases that a batch norm takes away: their gradient is rounding."""
         layers = [(name, m) for name, m in self.plain.named_modules() if not list(m.children())]
         useless = {f"{name}.bias" for (name, _), (_, after) in pairwise(layers) if isinstance(after, nn.BatchNorm2d)}
         return [name for name, p in self.plain.named_parameters() if p.requires_grad and name not in useless]
