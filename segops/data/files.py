@@ -34,12 +34,13 @@ def pillow() -> Any:
 
 
 def read_image(path: Path) -> Tensor:
-    """RGB, uint8 [3, H, W].
+    """RGB, uint8 [3, H, W]: of 16 bits the upper eight, of transparent pixels their colour.
 
     Raises:
-        FileNotFoundError, DataError: no file, no image, a truncated one, or one beyond ``PIL.Image.MAX_IMAGE_PIXELS``.
+        FileNotFoundError, DataError: no file, no image, a truncated one, one beyond ``PIL.Image.MAX_IMAGE_PIXELS``, or
+            one of floating-point or 32-bit values, whose white is not known.
     """
-    pixels = np.array(_decoded(path).convert("RGB"))
+    pixels = np.array(_of_eight_bits(_decoded(path), path).convert("RGB"))
     return torch.from_numpy(pixels).movedim(-1, 0).contiguous()
 
 
@@ -50,15 +51,19 @@ def read_mask(path: Path, kind: MaskKind, colors: dict[int, int] | None = None) 
         colors: for masks by colour, the label of each colour 0xRRGGBB.
 
     Raises:
-        FileNotFoundError, DataError: as :func:`read_image`; a file that is not of its kind, an unknown colour.
+        FileNotFoundError, DataError: as :func:`read_image`; a file that is not of its kind, an unknown colour, or
+            transparent pixels, of which nobody knows what they stand for.
     """
     image = _decoded(path)
-    if kind == "binary":
-        return torch.from_numpy(np.array(image.convert("L")) > 128).long()
     if kind == "index":
         if image.mode not in _INDEX_MODES:
             raise DataError(f"{path}: a mask of class numbers must be a grey or palette image, got mode {image.mode}")
         return torch.from_numpy(np.array(image).astype(np.int64))
+    if "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255:
+        raise DataError(f"{path}: a mask must have no transparent pixels; whether they are its object is not known")
+    image = _of_eight_bits(image, path)
+    if kind == "binary":
+        return _binary(np.array(image.convert("L")), path)
     red, green, blue = np.moveaxis(np.array(image.convert("RGB")).astype(np.int64), -1, 0)
     found, places = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
     colors = colors or {}
@@ -66,6 +71,26 @@ def read_mask(path: Path, kind: MaskKind, colors: dict[int, int] | None = None) 
         raise DataError(f"{path}: {len(unknown)} color(s) that the palette does not have, the first is {unknown[0]}")
     labels = np.array([colors[color] for color in found.tolist()], dtype=np.int64)
     return torch.from_numpy(labels[places.reshape(red.shape)])
+
+
+def _binary(grey: Any, path: Path) -> Tensor:
+    """1 where grey values [H, W] are above 128 of 255."""
+    if grey.max(initial=0) <= 128 and len(values := np.unique(grey)) == 2:  # noise has more
+        raise DataError(
+            f"{path}: a binary mask must be lighter than 128 of 255 on the object, all of this one is {values[0]} or "
+            f"{values[1]}: class numbers, maybe"
+        )
+    return torch.from_numpy(grey > 128).long()
+
+
+def _of_eight_bits(image: Any, path: Path) -> Any:
+    """The image with at most 8 bits a channel; pillow's own conversion cuts off what is above 255."""
+    # Before version 11 pillow has 16 bits of a PNG as "I".
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return pillow().fromarray((np.array(image).astype(np.int64) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(f"{path}: pixels must have at most 16 bits a channel, got mode {image.mode}")
+    return image
 
 
 def check_labels(labels: Tensor, classes: int, ignore_index: int | None, path: Path) -> None:
@@ -88,20 +113,17 @@ def check_kind(kind: str) -> None:
         raise ValueError(f"segops.data: masks must be one of {', '.join(get_args(MaskKind))}, got {kind!r}")
 
 
-def read_list(path: Path) -> list[tuple[int, list[str]]]:
-    """The lines that hold one or two words, with their numbers from 1; empty lines are skipped.
+def read_list(path: Path) -> list[tuple[int, str]]:
+    """The lines with their numbers from 1, without the spaces around them; empty ones are skipped.
 
     Raises:
-        FileNotFoundError, DataError: no file, not UTF-8 text, no line, or a line of more words.
+        FileNotFoundError, DataError: no file, not UTF-8 text, or no line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # with the mark that editors on Windows begin with, or without
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: a list must be UTF-8 text ({error})") from error
-    lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    for number, words in lines:
-        if len(words) > 2:
-            raise DataError(f"{path}:{number}: a line must be a name, or an image and a mask, got {len(words)} words")
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise DataError(f"{path}: the list is empty")
     return lines
@@ -122,17 +144,25 @@ def inside(root: Path, name: str, where: str) -> Path:
     return root / relative
 
 
+def found(folder: Path, name: str, suffixes: Sequence[str], where: str) -> Path | None:
+    """The file of a name that may come without its suffix, in either case; None if there is none."""
+    path = inside(folder, name, where)
+    endings = ("", *suffixes, *(suffix.upper() for suffix in suffixes))
+    candidates = (path.with_name(path.name + ending) for ending in endings)
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
 def existing(folder: Path, name: str, suffixes: Sequence[str], where: str) -> Path:
-    """The file of a name that may come without its suffix.
+    """The file that :func:`found` finds.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    path = inside(folder, name, where)
-    for candidate in (path, *(path.with_name(path.name + suffix) for suffix in suffixes)):
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(f"{path}: no such file (with or without {', '.join(suffixes)}), listed in {where}")
+    path = found(folder, name, suffixes, where)
+    if path is None:
+        missing = inside(folder, name, where)
+        raise FileNotFoundError(f"{missing}: no such file (with or without {', '.join(suffixes)}), listed in {where}")
+    return path
 
 
 def _decoded(path: Path) -> Any:

@@ -16,6 +16,7 @@ from segops.data.files import (
     check_kind,
     check_labels,
     existing,
+    found,
     read_image,
     read_list,
     read_mask,
@@ -110,7 +111,8 @@ class ImageMaskFolder(MaskFiles):
     """A folder with images/ and masks/, and a list file for each split.
 
     A line of ROOT/SPLIT.txt is a name, of images/NAME and masks/NAME with or without their suffixes (as SOD and DUTS
-    have it), or an image and a mask, both from ROOT on (as CamVid has it). No path may lead out of its folder.
+    have it), or an image and a mask, both from ROOT on (as CamVid has it), with a tab between them where names have
+    spaces. No path may lead out of its folder.
 
     Args:
         root: the folder.
@@ -178,20 +180,24 @@ def _code(color: Sequence[int]) -> int:
 def _listed(root: Path, split: str) -> list[tuple[Path, Path]]:
     path = root / f"{split}.txt"
     if not path.is_file():
-        there = ", ".join(sorted(found.stem for found in root.glob("*.txt"))) or "none"
+        there = ", ".join(sorted(file.stem for file in root.glob("*.txt") if file.stem != "classes")) or "none"
         raise FileNotFoundError(f"{path}: no such list; splits with a list: {there}")
-    pairs = []
-    for number, words in read_list(path):
-        where = f"{path}:{number}"
-        if len(words) == 2:
-            pairs.append(
-                (existing(root, words[0], IMAGE_SUFFIXES, where), existing(root, words[1], _MASK_SUFFIXES, where))
-            )
-        else:
-            image = existing(root / "images", words[0], IMAGE_SUFFIXES, where)
-            name = words[0].removesuffix(image.suffix)
-            pairs.append((image, existing(root / "masks", name, _MASK_SUFFIXES, where)))
-    return pairs
+    return [_pair(root, line, f"{path}:{number}") for number, line in read_list(path)]
+
+
+def _pair(root: Path, line: str, where: str) -> tuple[Path, Path]:
+    """Image and mask of a line. Names may have spaces: what is no pair of files is looked for as one name."""
+    words = line.split("\t" if "\t" in line else None)
+    if len(words) == 2:
+        image, mask = found(root, words[0], IMAGE_SUFFIXES, where), found(root, words[1], _MASK_SUFFIXES, where)
+        if image is not None and mask is not None:
+            return image, mask
+    if len(words) == 1 or found(root / "images", line, IMAGE_SUFFIXES, where) is not None:
+        image = existing(root / "images", line, IMAGE_SUFFIXES, where)
+        return image, existing(root / "masks", line.removesuffix(image.suffix), _MASK_SUFFIXES, where)
+    if len(words) > 2:
+        raise DataError(f"{where}: a line must be a name, or an image and a mask, got {len(words)} words")
+    return existing(root, words[0], IMAGE_SUFFIXES, where), existing(root, words[1], _MASK_SUFFIXES, where)
 
 
 def _all(root: Path) -> list[tuple[Path, Path]]:

@@ -49,10 +49,12 @@ def _folder(root: Path, split: str, transform: Transform | None) -> MaskFiles:
     if not path.is_file():
         names = ("background", "object")
         return ImageMaskFolder(root, split, names, masks="binary", transform=transform)
-    lines = read_list(path)
-    if wrong := [number for number, words in lines if len(words) != 1]:
-        raise DataError(f"{path}:{wrong[0]}: a line must be the name of a class, one word")
-    return ImageMaskFolder(root, split, [words[0] for _, words in lines], transform=transform)
+    classes: list[str] = []
+    for number, name in read_list(path):
+        if name in classes:
+            raise DataError(f"{path}:{number}: a second class {name!r}")
+        classes.append(name)
+    return ImageMaskFolder(root, split, classes, transform=transform)
 
 
 def _cityscapes(root: Path, split: str, transform: Transform | None) -> MaskFiles:

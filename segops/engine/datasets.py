@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from segops.data import DataError, as_pair, open_dataset, train_transform
 from segops.engine import interrupt
@@ -52,6 +52,19 @@ class ForTraining:
         pair = as_pair(image, mask)
         image, mask = self.augment(*(pair if self.resize is None else self.resize(*pair)))
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+
+def batch_of(items: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Images [n, 3, H, W] and masks [n, H, W] of items for a training step.
+
+    Raises:
+        DataError: they differ in size.
+    """
+    sizes = sorted({tuple(image.shape[-2:]) for image, _ in items})
+    if len(sizes) > 1:
+        some = " and ".join(f"{height} x {width}" for height, width in sizes[:2])
+        raise DataError(f"images of different sizes, {some}, make no batch: set crop or resize")
+    return default_collate(list(items))
 
 
 class Share(Dataset[tuple[Tensor, Tensor]]):

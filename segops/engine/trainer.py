@@ -19,7 +19,7 @@ from segops.engine import checkpoint, interrupt, schedules
 from segops.engine.batches import Plan, RankBatches, SeededItems
 from segops.engine.checkpoint import Checkpoint, Classes, ModelSpec
 from segops.engine.config import TrainConfig
-from segops.engine.datasets import ForTraining, Share, batches_of_one_size
+from segops.engine.datasets import ForTraining, Share, batch_of, batches_of_one_size
 from segops.engine.ema import ExponentialMovingAverage
 from segops.engine.evaluate import Preparation, measure
 from segops.engine.losses import Heads, TrainingLoss
@@ -182,6 +182,7 @@ class Trainer:
             SeededItems(self.train_data, transform, config.seed),
             batch_sampler=sampler,
             num_workers=config.workers,
+            collate_fn=batch_of,
             worker_init_fn=interrupt.ignore if config.workers else None,
             pin_memory=self.ranks.device.type == "cuda",
             # The loader draws a seed for its workers from torch's generator, which a continuation must not notice.

@@ -172,6 +172,66 @@ def test_masks_that_do_not_fit_are_named(root: Path) -> None:
         data[0]
 
 
+def test_what_an_image_may_be(tmp_path: Path) -> None:
+    """Of 16 bits the upper eight; an alpha channel and a palette are seen through."""
+    path = tmp_path / "a.png"
+    deep = np.arange(30, dtype=np.uint16).reshape(5, 6) * 2200
+    Image.fromarray(deep).save(path)
+    for channel in read_image(path):
+        np.testing.assert_array_equal(channel.numpy(), deep >> 8)
+    color = np.random.default_rng(3).integers(0, 256, (5, 6, 4), dtype=np.uint8)
+    Image.fromarray(color, "RGBA").save(path)
+    np.testing.assert_array_equal(read_image(path).numpy(), color[..., :3].transpose(2, 0, 1))
+    Image.fromarray(color[..., [0, 3]], "LA").save(path)
+    np.testing.assert_array_equal(read_image(path).numpy(), color[..., [0, 0, 0]].transpose(2, 0, 1))
+    labelled(path, LABELS, palette=True)
+    np.testing.assert_array_equal(read_image(path).numpy(), COLORS.numpy()[LABELS].transpose(2, 0, 1))
+    for values in (np.ones((5, 6), np.float32), np.ones((5, 6), np.int32)):
+        Image.fromarray(values).save(tmp_path / "a.tif")
+        with pytest.raises(DataError, match=r"a\.tif: pixels must have at most 16 bits a channel, got mode [FI]"):
+            read_image(tmp_path / "a.tif")
+
+
+def test_what_a_mask_may_be(root: Path) -> None:
+    path = root / "masks" / "one.png"
+    Image.fromarray(LABELS.astype(np.uint16)).save(path)
+    np.testing.assert_array_equal(ImageMaskFolder(root, "train", CLASSES)[0][1], LABELS)
+    Image.fromarray((LABELS + 256).astype(np.uint16)).save(path)
+    with pytest.raises(DataError, match=r"one\.png: labels must be in 0 \.\. 2 or 255 \(ignored\), got 35 others"):
+        ImageMaskFolder(root, "train", CLASSES)[0]
+
+    data = ImageMaskFolder(root, "train", ("off", "on"), masks="binary")
+    Image.fromarray(((LABELS == 1) * 60000 + (LABELS == 2) * 300).astype(np.uint16)).save(path)
+    np.testing.assert_array_equal(data[0][1], LABELS == 1)
+    for values in (LABELS == 1, (LABELS > 1) * 128):
+        labelled(path, values)
+        with pytest.raises(DataError, match=r"one\.png: a binary mask must be lighter .* is 0 or 1"):
+            data[0]
+    for values in (LABELS * 0, LABELS * 60, LABELS * 0 + 255):  # nothing there, noise, everything
+        labelled(path, values)
+        np.testing.assert_array_equal(data[0][1], values > 128)
+
+    color = np.full((7, 5, 4), 255, np.uint8)
+    Image.fromarray(color, "RGBA").save(path)
+    assert data[0][1].min() == 1
+    color[3, 3, 3] = 254
+    Image.fromarray(color, "RGBA").save(path)
+    for options in ({"masks": "binary"}, {"masks": "color", "palette": COLORS[[0, 1]]}):
+        with pytest.raises(DataError, match=r"one\.png: a mask must have no transparent pixels"):
+            ImageMaskFolder(root, "train", ("off", "on"), **options)[0]
+
+
+@pytest.mark.parametrize("line", ["my photo 1", "my photo 1.JPG", "images/my photo 1.JPG\tmasks/my photo 1.PNG"])
+def test_names_may_have_spaces_and_upper_case_suffixes(root: Path, line: str) -> None:
+    picture(root / "images" / "my photo 1.JPG")
+    labelled(root / "masks" / "my photo 1.PNG", LABELS)
+    (root / "train.txt").write_text(f"one\n{line}\n", encoding="utf-8-sig")
+    data = ImageMaskFolder(root, "train", CLASSES)
+    assert [path.name for path in data.pairs[1]] == ["my photo 1.JPG", "my photo 1.PNG"]
+    assert data.pairs[0][0].name == "one.png"
+    assert len(ImageMaskFolder(root, None, CLASSES)) == 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -209,8 +269,10 @@ def test_names_of_the_registry(root: Path) -> None:
     assert open_dataset("folder", root, "train").num_classes == 1
     (root / "classes.txt").write_text("sky\nsea\nland\n")
     assert open_dataset("folder", root, "train").classes == ("sky", "sea", "land")
-    (root / "classes.txt").write_text("sky\nthe sea\n")
-    with pytest.raises(DataError, match=r"classes\.txt:2"):
+    (root / "classes.txt").write_text("the sky\nthe sea\n")
+    assert open_dataset("folder", root, "train").classes == ("the sky", "the sea")
+    (root / "classes.txt").write_text("sky\nsea\nsky\n")
+    with pytest.raises(DataError, match=r"classes\.txt:3: a second class 'sky'"):
         open_dataset("folder", root, "train")
     for name in ("cityscapes", "voc"):
         with pytest.raises(DataError, match=f"not the layout of {name}"):
