@@ -5,10 +5,18 @@ the image's size down to 1/64 and back, predicts a heat map for each class at 1/
 reads the prediction and the features together. Sides are multiples of 64. The official output (``raw_output=True``) is
 one tensor of all stacks' maps, first stack first: [N, stacks, K, H / 4, W / 4]. Images are RGB, 0 to 1.
 
-Keys, those of the Princeton group's PyTorch code: pre.0.{conv,bn}, pre.{1,3,4}, hgs.S.0.{up1,low1,low2,low3} with low2
-recursive, features.S.0 (residual blocks: bn1, conv1.conv, bn2, conv2.conv, bn3, conv3.conv, skip_layer.conv),
-features.S.1.{conv,bn}, outs.S.conv, merge_preds.S.conv.conv, merge_features.S.conv.conv. That code also keeps a
-skip_layer in blocks that do not use it, and these are dropped. Weights begin as torch's defaults.
+Keys of stack S:
+
+* the Princeton group's PyTorch code: pre.0.{conv,bn}, pre.{1,3,4}, hgs.S.0.{up1,low1,low2,low3} with low2 recursive,
+  features.S.0 (residual blocks: bn1, conv1.conv, bn2, conv2.conv, bn3, conv3.conv, skip_layer.conv),
+  features.S.1.{conv,bn}, outs.S.conv, merge_preds.S.conv.conv, merge_features.S.conv.conv. That code also keeps a
+  skip_layer in blocks that do not use it, and these are dropped;
+* bearpaw/pytorch-pose with one block a level (hg_s2_b1, hg_s8_b1), whose stem is another: ``stem="pytorch_pose"``,
+  which load_official finds out. conv1, bn1, layer{1,2,3}.0, hg.S.hg.D.J.0 with D from the deepest level, 0, to
+  the first, 3, and J for up1, low1, low3 and, in the deepest, low2, res.S.0 (residual blocks: bn1, conv1, bn2, conv2,
+  bn3, conv3, downsample.0), fc.S.{0,1}, score.S, score_.S, fc_.S. It returns a list of what is here one tensor.
+
+Weights begin as torch's defaults.
 """
 
 from __future__ import annotations
@@ -30,6 +38,8 @@ from segops.ops.upsample_nearest import upsample_nearest2d
 WIDTH = 256
 DEPTH = 4
 MULTIPLE = 64
+#: Channels between the three residual blocks of the stem, which a pooling follows after the first.
+STEMS = {"newell": (64, 128, 128, WIDTH), "pytorch_pose": (64, 128, WIDTH, WIDTH)}
 
 
 class Residual(nn.Module):
@@ -73,6 +83,11 @@ class StackedHourglass(SegmentationModel):
         num_classes: heat maps K.
         in_channels: of the images.
         stacks: number of hourglasses.
+        stem: "newell", whose third residual block is the first of :data:`WIDTH` channels, or "pytorch_pose", where that
+            is the second.
+
+    Raises:
+        ValueError: another stem.
 
     Shape:
         [N, in_channels, H, W] to heat maps [N, K, H, W], with side outputs a list of them, the last stack's first.
@@ -80,11 +95,15 @@ class StackedHourglass(SegmentationModel):
 
     has_side_outputs = True
 
-    def __init__(self, num_classes: int, in_channels: int = 3, *, stacks: int) -> None:
+    def __init__(self, num_classes: int, in_channels: int = 3, *, stacks: int, stem: str = "newell") -> None:
         super().__init__()
-        stem = ConvNormAct(in_channels, 64, 7, 2, 3, bias=True)
-        blocks = (Residual(64, 128), MaxPool2d(2), Residual(128, 128), Residual(128, WIDTH))
-        self.pre = nn.Sequential(stem, *blocks)
+        if stem not in STEMS:
+            raise ValueError(f"segops.models.hourglass: stem must be one of {', '.join(STEMS)}, got {stem!r}")
+        widths = STEMS[stem]
+        first, second, third = map(Residual, widths[:-1], widths[1:])
+        self.pre = nn.Sequential(
+            ConvNormAct(in_channels, widths[0], 7, 2, 3, bias=True), first, MaxPool2d(2), second, third
+        )
         self.hgs = nn.ModuleList(Hourglass(DEPTH) for _ in range(stacks))
         self.features = nn.ModuleList(
             nn.Sequential(Residual(WIDTH, WIDTH), ConvNormAct(WIDTH, WIDTH, 1, bias=True)) for _ in range(stacks)
@@ -128,16 +147,55 @@ _RULES = (
     (r"(outs\.\d+)\.conv\.(\w+)", r"\1.\2"),
     (r"(merge_(?:preds|features)\.\d+)\.conv\.conv\.(\w+)", r"\1.\2"),
 )
+_POSE_BLOCKS = {
+    r"layer1\.0": "pre.1",
+    r"layer2\.0": "pre.3",
+    r"layer3\.0": "pre.4",
+    r"res\.(?P<stack>\d+)\.0": r"features.\g<stack>.0",
+    **{
+        rf"hg\.(?P<stack>\d+)\.hg\.{level}\.{place}\.0": rf"hgs.\g<stack>.{'low2.' * (DEPTH - 1 - level)}{block}"
+        for level in range(DEPTH)
+        for place, block in enumerate(("up1", "low1", "low3", "low2")[: 3 if level else 4])
+    },
+}
+_POSE_PARTS = {
+    "bn1": "norm",
+    "bn2": "conv1.norm",
+    "bn3": "conv2.norm",
+    "conv1": "conv1.conv",
+    "conv2": "conv2.conv",
+    "conv3": "conv3",
+    r"downsample\.0": "skip",
+}
+_POSE_RULES = (
+    (r"conv1\.(\w+)", r"pre.0.conv.\1"),
+    (r"bn1\.(\w+)", r"pre.0.norm.\1"),
+    *(
+        (rf"{theirs}\.{part}\.(?P<end>\w+)", rf"{ours}.{our_part}.\g<end>")
+        for theirs, ours in _POSE_BLOCKS.items()
+        for part, our_part in _POSE_PARTS.items()
+    ),
+    (r"fc\.(\d+)\.0\.(\w+)", r"features.\1.1.conv.\2"),
+    (r"fc\.(\d+)\.1\.(\w+)", r"features.\1.1.norm.\2"),
+    (r"score\.(\d+)\.(\w+)", r"outs.\1.\2"),
+    (r"score_\.(\d+)\.(\w+)", r"merge_preds.\1.\2"),
+    (r"fc_\.(\d+)\.(\w+)", r"merge_features.\1.\2"),
+)
 _UNUSED = (r"(?:hgs|features)\..*skip_layer\..*", r"pre\.3\.skip_layer\..*")
 
 
 def _convert(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    ours = official.renamed(name, state, _RULES, drop=_UNUSED)
+    ours = official.renamed(name, state, (*_RULES, *_POSE_RULES), drop=_UNUSED)
     return {re.sub(r"^(hgs\.\d+)\.0\.", r"\1.", key): value for key, value in ours.items()}
 
 
 def _options_of(state: dict[str, Tensor]) -> dict[str, Any]:
-    return {"num_classes": state["outs.0.weight"].shape[0], "in_channels": state["pre.0.conv.weight"].shape[1]}
+    return {
+        "num_classes": state["outs.0.weight"].shape[0],
+        "in_channels": state["pre.0.conv.weight"].shape[1],
+        # Where the channels change in a block, it has a convolution on its way around.
+        "stem": "pytorch_pose" if "pre.3.skip.weight" in state else "newell",
+    }
 
 
 def _entry(name: str, stacks: int) -> Entry:
