@@ -55,7 +55,8 @@ class Summary:
         parameters: numbers in all, each counted once.
         multiply_adds, activation_bytes: sums over the layers.
         peak_activation_bytes: the most that results hold at once in inference, the image included.
-        output_stride: the largest of the layers', rows or columns: how coarse the coarsest features are.
+        output_stride: the largest of the layers', rows or columns: how coarse the coarsest features are. Layers whose
+            receptive field is infinite, such as a mean over the image, are left out.
         receptive_field: that of the network's (first) output.
     """
 
@@ -108,7 +109,13 @@ def summary(model: nn.Module, size: int | Sequence[int], in_channels: int | None
     for name, parameter in model.named_parameters():
         recorder.count_parameters(name, parameter.numel())
     layers = tuple(record.finished() for record in recorder.records.values())
-    strides = [s for layer in layers if layer.output_stride for s in layer.output_stride if math.isfinite(s)]
+    strides = [
+        stride
+        for layer in layers
+        if layer.output_stride and layer.receptive_field
+        for stride, reach in zip(layer.output_stride, layer.receptive_field, strict=True)
+        if math.isfinite(stride) and math.isfinite(reach)
+    ]
     return Summary(
         layers=layers,
         parameters=sum(p.numel() for p in model.parameters()),

@@ -8,11 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import segops.nn
 from segops.models import summary
+from tests.models import checks
 
 Conv = Callable[..., nn.Module]
 
@@ -167,6 +169,46 @@ def test_multiply_adds_are_half_of_torch_s_operations() -> None:
         "head": 35,
     }
     assert found.parameters == sum(layer.parameters for layer in found.layers)
+
+
+@pytest.mark.parametrize("name", ["fcn_resnet50", "deeplabv3_resnet50"])
+def test_multiply_adds_are_torchvision_s(name: str) -> None:
+    """Published with its weights, in units of 10^9, the auxiliary head included."""
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    model = checks.on_meta(name, 21)
+    model.side_outputs = True
+    found = summary(model, 520)
+    assert found.multiply_adds / 1e9 == pytest.approx(weights.meta["_ops"], abs=6e-4)
+    assert found.parameters == weights.meta["num_params"]
+    assert found.output_stride == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("hrnet_w18_small_v1", 31.1), ("hrnet_w18_small_v2", 71.6), ("hrnet_w48", 696.2)]
+)
+def test_multiply_adds_are_hrnet_s(name: str, published: float) -> None:
+    """What its README calls GFLOPs, at 1024 x 2048: multiply-adds in units of 2^30."""
+    found = summary(checks.on_meta(name, 19), (1024, 2048))
+    assert found.multiply_adds / 2**30 == pytest.approx(published, abs=0.05)
+    assert found.output_stride == 32
+
+
+def test_fields_and_strides_of_networks() -> None:
+    """FCN-32s: two pixels of fc7, 404 each and 32 apart. A dilated front end: 380; behind it a context module of
+    67, two pixels of which, 8 apart, see 916. The strides of the others: two for each pooling."""
+    assert summary(checks.on_meta("fcn32s", 21), 500).receptive_field == (404 + 32,) * 2
+    dilated = checks.on_meta("dilation8_camvid", 11)
+    front_end = summary(dilated.front_end, 600)
+    assert (front_end.receptive_field, front_end.output_stride) == ((380, 380), 8)
+    assert summary(dilated, 600).receptive_field == (380 + 66 * 8 + 8,) * 2
+    for name, stride in (
+        ("unet", 16),
+        ("segnet_basic", 16),
+        ("hourglass2", 64),
+        ("drn_d_22", 8),
+        ("hrnet_w48_ocr", 32),
+    ):
+        assert summary(checks.on_meta(name, 2), 128).output_stride == stride
 
 
 def test_operators_of_segops_count_as_those_of_torch() -> None:
