@@ -33,7 +33,7 @@ help:
 	@echo "make mutants plant bugs into the CUDA kernels: each must be caught (minutes)"
 	@echo "make fuzz    random calls of every function and cases of kernels under sanitizers; FUZZ=10000 of each (hours)"
 	@echo "make tsan    random calls of every function under ThreadSanitizer; TSAN=1000 of each (an hour)"
-	@echo "make export  a network of every family through torch.export and ONNX (minutes)"
+	@echo "make export  a network of every family through torch.export and ONNX, all through torch.compile (minutes)"
 	@echo "make triton  all operator tests in Triton's interpreter, not a share (minutes)"
 	@echo "make gpu     on a GPU: all tests, compute-sanitizer and benchmarks, into one report folder"
 	@echo "make arm64   compile the CPU kernels for arm64 and run them in an emulator"
@@ -119,7 +119,7 @@ gpu: $(VENV)/.test
 	$(BIN)/python -m tests.ladder.gpu $(GPU_ARGS)
 
 export: $(VENV)/.test
-	$(BIN)/python -m pytest tests/models/test_export.py --every-export
+	$(BIN)/python -m pytest tests/models/test_export.py tests/models/test_compile.py --every-export
 
 triton: $(VENV)/.test
 	$(BIN)/python -m pytest tests/ops -k triton --every-triton-case

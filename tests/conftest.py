@@ -30,7 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run all cases in Triton's interpreter (minutes), not a share of each test's",
     )
     parser.addoption(
-        "--every-export", action="store_true", help="export a network of every family (minutes), not of some"
+        "--every-export",
+        action="store_true",
+        help="export a network of every family and compile every network (minutes), not some",
     )
 
 

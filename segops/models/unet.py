@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from segops.models import official
 from segops.models.model import SegmentationModel
@@ -82,13 +83,15 @@ class _Up(nn.Module):
         self.conv = _double_conv(in_channels, out_channels, half if bilinear else out_channels)
 
     def forward(self, input: Tensor, skip: Tensor) -> Tensor:
+        # Pooling drops the last row and column of an odd size, so there may be one to fill.
         extra_h, extra_w = skip.shape[-2] - 2 * input.shape[-2], skip.shape[-1] - 2 * input.shape[-1]
-        if self.up_cat is not None and extra_h == 0 and extra_w == 0:
+        # A graph of any size does not know, and fills up with what may be nothing.
+        fits = statically_known_true(extra_h == 0) and statically_known_true(extra_w == 0)
+        if fits and self.up_cat is not None:
             output: Tensor = self.conv(self.up_cat(input, skip))
             return output
-        # Pooling drops the last row and column of an odd size, so there is one to fill.
         up = self.up(input)
-        if extra_h or extra_w:
+        if not fits:
             up = F.pad(up, (0, extra_w, 0, extra_h))
         output = self.conv(self.cat((skip, up)))
         return output
