@@ -42,6 +42,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "fcn": functools.partial(
         torchvision.models.segmentation.fcn_resnet50, weights=None, weights_backbone=None, num_classes=4, aux_loss=True
     ),
+    "deeplabv3": functools.partial(
+        torchvision.models.segmentation.deeplabv3_resnet50,
+        weights=None,
+        weights_backbone=None,
+        num_classes=4,
+        aux_loss=True,
+    ),
     "lraspp": functools.partial(
         torchvision.models.segmentation.lraspp_mobilenet_v3_large, weights=None, weights_backbone=None, num_classes=4
     ),
@@ -105,6 +112,10 @@ def test_outputs_gradients_and_keys_stay(name: str) -> None:
         torch.testing.assert_close(ours.grad / scale, theirs.grad / scale, rtol=0, atol=1e-7, msg=key)
     for ours, theirs in zip(converted.buffers(), model.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs)
+    assert segops.revert(converted) is converted
+    assert [type(m) for m in converted.modules()] == [type(m) for m in model.modules()]
+    with torch.no_grad():
+        torch.testing.assert_close(tensor(converted.eval()(x)), tensor(model.eval()(x)), rtol=1e-9, atol=1e-9)
 
 
 def test_it_runs_segops_and_is_undone() -> None:
