@@ -36,6 +36,7 @@ def target(device: str) -> Tensor:
 OPTIONS: list[tuple[type[Exception], dict[str, Any], str]] = [
     (TypeError, {"weight": [1.0] * C}, "weight must be a Tensor or None, got list"),
     (TypeError, {"weight": torch.ones(C, dtype=torch.int64)}, "weight must be floating point, got int64"),
+    (TypeError, {"weight": torch.ones(C).to_sparse()}, "weight must be a dense tensor, got torch.sparse_coo"),
     (ValueError, {"weight": torch.ones(C + 1)}, "weight must be [5], got [6]"),
     (ValueError, {"weight": torch.ones(C, 1)}, "weight must be [5], got [5, 1]"),
     (ValueError, {"weight": torch.ones(C, device="meta")}, "weight must be on cpu like logits, got meta"),
@@ -111,6 +112,8 @@ def test_bad_logits_and_targets(logits: Tensor, target: Tensor, backend: str) ->
     refuses(TypeError, "target must be a Tensor, got ndarray", logits, target.cpu().numpy())
     refuses(TypeError, dtypes + "int64", logits.long(), target)
     refuses(TypeError, dtypes + "complex64", logits.to(torch.complex64), target)
+    refuses(TypeError, "logits must be a dense tensor, got torch.sparse_coo", logits.to_sparse(), target)
+    refuses(TypeError, "target must be a dense tensor, got torch.sparse_coo", logits, target.to_sparse())
     labels = "target must be uint8, int16, int32 or int64, got "
     for dtype in (torch.bool, torch.int8, torch.float32):
         refuses(TypeError, labels + str(dtype).removeprefix("torch."), logits, target.to(dtype))
