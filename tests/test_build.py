@@ -169,9 +169,9 @@ def test_level_can_be_chosen():
         assert run.stdout.strip() == level
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_every_file_of_an_op_exists(op):
-    for path in (
+def missing_of(op: str) -> list[str]:
+    """What the tree lacks of an op, by the list "Adding an op" of CONTRIBUTING.md."""
+    files = (
         f"csrc/include/segops/{op}.h",
         f"csrc/cpu/{op}.cpp",
         f"csrc/cuda/{op}.cu",
@@ -180,20 +180,59 @@ def test_every_file_of_an_op_exists(op):
         f"segops/reference/{op}.py",
         f"segops/triton/{op}.py",
         f"tests/ops/test_{op}.py",
+        f"tests/csrc/simt_{op}.cpp",
+        f"tests/ladder/ops/{op}.py",
+        f"tests/triton/calls_{op}.py",
         f"benchmarks/bench_{op}.py",
-    ):
-        assert (ROOT / path).is_file(), path
-    cmake = (ROOT / "CMakeLists.txt").read_text()
-    assert f"csrc/cpu/{op}.cpp" in cmake
-    assert f"csrc/cuda/{op}.cu" in cmake
-    assert f"csrc/torch/{op}.cpp" in cmake
-    assert any(name.startswith(op) for name in segops.__all__)
+        f"docs/kernels/{op}.md",
+    )
+    lines = {
+        "CMakeLists.txt": files[1:4],
+        "csrc/cuda/launch.h": (f'#include "segops/{op}',),
+        "segops/__init__.py": (f"from segops.ops.{op} import",),
+        "segops/ops/__init__.py": (f"from segops.ops.{op} import",),
+        "segops/triton/__init__.py": (f'": "{op}.',),
+        "mkdocs.yml": (f"kernels/{op}.md",),
+    }
+    absent = [f"no file {path}" for path in files if not (ROOT / path).is_file()]
+    for path, wanted in lines.items():
+        text = (ROOT / path).read_text()
+        absent += [f"{path} has no line with {line}" for line in wanted if line not in text]
+    return absent
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_nothing_of_an_op_is_missing(op):
+    missing = missing_of(op)
+    assert not missing, "\n".join(["CONTRIBUTING.md, Adding an op:", *missing])
+
+
+def test_what_is_missing_of_an_op_is_named():
+    missing = missing_of("no_such_op")
+    assert "no file csrc/cuda/no_such_op.cu" in missing
+    assert "CMakeLists.txt has no line with csrc/cuda/no_such_op.cu" in missing
+    assert len(missing) == 21
 
 
 def test_every_op_is_listed_here():
     pages = {path.stem for path in (ROOT / "segops" / "ops").glob("*.py") if "define_op(" in path.read_text()}
     parts = {page for page in pages for op in OPS if page.startswith(f"{op}_")}
-    assert pages - parts == set(OPS)
+    unlisted = pages - parts - set(OPS)
+    assert not unlisted, f"{sorted(unlisted)} of segops/ops must be in OPS of tests/test_build.py"
+
+
+@pytest.mark.parametrize("namespace", ["segops", "segops_simt", "segops_triton"])
+def test_every_operator_has_a_kernel_in_every_namespace(namespace):
+    if namespace == "segops_simt" and _library.simt_unavailable is not None:
+        pytest.skip(_library.simt_unavailable)
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith(f"{namespace}::")}
+    without = {name for name in names if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")}
+    # Records of bad data are kept by devices, in the library of the CUDA kernels; Winograd's weights are the CPU's.
+    records, packed = {"note_bad_data", "take_bad_data"}, {"dilated_conv2d_prepack", "dilated_conv2d_prepacked"}
+    others = {"segops": records, "segops_simt": packed, "segops_triton": records | packed}[namespace]
+    forgotten = sorted(without - {f"{namespace}::{name}" for name in others})
+    place = "OPERATORS of segops/triton/__init__.py" if namespace == "segops_triton" else "m.impl of csrc/torch"
+    assert not forgotten, f"{forgotten} have a schema and no kernel: {place}"
 
 
 def test_no_source_file_is_over_500_lines():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import json
 import os
 import re
 import shlex
@@ -39,6 +40,7 @@ SELECTIONS = {
     "max_": "max_unpool and (native or triton) and (test_round_trip or test_flat_indices_may_be_any or "
     "test_what_is_bad_is_counted)",
     "confusion_matrix": "confusion_matrix and (native or triton) and (test_every_tail or test_bad_data_counts_nowhere)",
+    "dilated_conv": "dilated_conv and (native or triton) and (test_layouts or test_gradients_of_a_convolution)",
 }
 PASSED, FAILED, LEFT_OUT = "passed", "FAILED", "left out"
 #: Of these backends at least one test must have passed, or nothing was proved.
@@ -246,9 +248,11 @@ def dry_run() -> int:
     problems = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in parts():
+        chosen = parts()
+        collections = collect([part for part in chosen if part.collects], folder)
+        for part in chosen:
             print(f"{part.name}: {shown(part, Path('segops-gpu-report'))}")
-            for line, fine in check(part, folder):
+            for line, fine in check(part, collections):
                 print(f"    {line}")
                 problems += not fine
         print("summary.md, from recorded results:")
@@ -259,15 +263,15 @@ def dry_run() -> int:
     return int(problems > 0)
 
 
-def check(part: Part, folder: Path) -> list[tuple[str, bool]]:
-    """Lines about a part, each with whether it is fine."""
+def check(part: Part, collections: dict[str, tuple[int, str]]) -> list[tuple[str, bool]]:
+    """Lines about a part, each with whether it is fine; `collections` is what `collect` has found."""
     program = part.command[0]
     lines: list[tuple[str, bool]] = []
     if shutil.which(program) is None:
         absent = "is not installed here: the part would be left out" if part.optional else "does not exist"
         lines.append((f"{program} {absent}", part.optional))
     if part.collects:
-        lines.append(collected(part, folder))
+        lines.append(collected(*collections[part.name]))
     elif "-c" in part.command:
         status, log = _capture(part.command)
         lines.append(("runs", True) if status == 0 else (f"exit status {status}: {log.strip()}", False))
@@ -278,11 +282,33 @@ def check(part: Part, folder: Path) -> list[tuple[str, bool]]:
     return lines or [(f"{program} is there", True)]
 
 
-def collected(part: Part, folder: Path) -> tuple[str, bool]:
-    """How many tests the part's own pytest command selects."""
-    command = words(part, folder)
-    command = command[command.index(sys.executable) :]
-    status, log = _capture((*command, "--collect-only", "-q"))
+#: Runs pytest for each of several lists of arguments in one process: what the tests import is imported once.
+_COLLECT = """
+import contextlib, io, json, sys, pytest
+answers = []
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as log, contextlib.redirect_stderr(log):
+        status = int(pytest.main([*arguments, "--collect-only", "-q"]))
+    answers.append((status, log.getvalue()))
+print("answers:", json.dumps(answers))
+"""
+_ANSWERS = "answers:"
+
+
+def collect(chosen: Sequence[Part], folder: Path) -> dict[str, tuple[int, str]]:
+    """By the parts' names, how pytest ends that only collects what their own commands select, and what it says."""
+    words_of = {part.name: words(part, folder) for part in chosen}
+    # What comes before pytest is a sanitizer; parts that differ by it alone select the same.
+    asked = {name: command[command.index("pytest") + 1 :] for name, command in words_of.items()}
+    distinct = list(dict.fromkeys(tuple(arguments) for arguments in asked.values()))
+    status, log = _capture((sys.executable, "-c", _COLLECT, json.dumps(distinct)))
+    answers = json.loads(log.partition(_ANSWERS)[2].splitlines()[0]) if status == 0 else [(status, log)] * len(distinct)
+    found = dict(zip(distinct, answers, strict=True))
+    return {name: found[tuple(arguments)] for name, arguments in asked.items()}
+
+
+def collected(status: int, log: str) -> tuple[str, bool]:
+    """How many tests were selected."""
     found = re.search(r"^(\d+)(?:/\d+)? tests? collected", log, re.MULTILINE)
     if status or not found:
         lines = [line for line in log.splitlines() if "error" in line.lower()] or log.splitlines()

@@ -37,7 +37,7 @@ def call(device: str, **change: Any) -> Any:
         (TypeError, {"target": OTHER.to(torch.int8)}, "target must be bool, uint8 or floating point, got int8"),
         (TypeError, {"logits": OTHER.to_sparse()}, "logits must be a dense tensor, got torch.sparse_coo"),
         (TypeError, {"target": OTHER.to_sparse()}, "target must be a dense tensor, got torch.sparse_coo"),
-        (TypeError, {"pos_weight": torch.ones(3).to_sparse()}, "pos_weight must be a dense tensor, got torch.sparse_coo"),
+        (TypeError, {"pos_weight": torch.ones(3).to_sparse()}, "pos_weight must be a dense tensor, got torch.sparse"),
         (ValueError, {"logits": OTHER[0, 0]}, "logits must be [N, H, W] or [N, C, *spatial], got [4, 5]"),
         (ValueError, {"logits": OTHER[:, :0]}, "logits must have at least one channel, got [2, 0, 4, 5]"),
         (ValueError, {"target": OTHER[:, 0]}, "target must be [2, 3, 4, 5] like logits, got [2, 4, 5]"),
