@@ -6,14 +6,23 @@ touched, or begins exactly behind one.
 
     python -m tests.triton.fenced after|before OPERATOR [argument that is planted one too large]
     python -m tests.triton.fenced after|before none|neighbour
+    python -m tests.triton.fenced serve
+
+The last reads such arguments, a line each, and runs each in a fork, which has all imports already: see `Server`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
+import os
+import subprocess
 import sys
-from typing import Any
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -90,5 +99,64 @@ def main(side: str, operator: str, planted: str | None = None) -> None:
     print(*sorted(set(launched)))
 
 
+class Done(NamedTuple):
+    """How a process ended (its exit status, or the negative number of a signal) and what it wrote."""
+
+    status: int
+    text: str
+
+
+class Server:
+    """A process that runs `main` in forks of itself: importing Triton and torch takes longer than most of the calls."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.triton.fenced", "serve"],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *arguments: str) -> Done:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(" ".join(arguments) + "\n")
+        self.process.stdin.flush()
+        return Done(*json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def serve() -> None:
+    """Answers each line of arguments with `Done` as JSON. Nothing has run here yet: no thread is lost in a fork."""
+    for name in calls.names():
+        calls.of(name)
+    for line in sys.stdin:
+        with tempfile.TemporaryFile("w+") as output:
+            child = os.fork()
+            if child == 0:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                _exit_after(*line.split())
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            output.seek(0)
+            print(json.dumps(Done(status, output.read())), flush=True)
+
+
+def _exit_after(*arguments: str) -> None:
+    status = 1
+    try:
+        main(*arguments)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve() if sys.argv[1:] == ["serve"] else main(*sys.argv[1:])
