@@ -75,7 +75,7 @@ def functions(case: Case, device: str) -> tuple[Callable[..., Tensor], Callable[
 
         ops = torch.ops.segops
         if of_weight:
-            return lambda g: ops.dilated_conv2d_grad_weight(other, g, 3, 3, window, 1, False), theirs
+            return lambda g: ops.dilated_conv2d_grad_weight(other, g, weight, window, 1, False), theirs
         return lambda g: ops.dilated_conv2d_grad_input(g, weight, *g.shape[2:], window, 1, False), theirs
     if case.op == PLAIN:
         return (

@@ -1,9 +1,9 @@
 """Tensors that backward computes once more instead of keeping them.
 
 A convolution needs its input again for the gradient of its weight. Where that input is cheap to compute from what is
-kept anyway (an activation from the batch norm's input, an unpooling from the pooled values, a concatenation from its
-parts), its maker remembers how, and the convolution keeps the parts instead. Inside compiled
-graphs nothing is remembered: there the compiler chooses what to keep.
+kept anyway (an activation from the batch norm's input, that from the image if it is of few channels, an unpooling from
+the pooled values, a concatenation from its parts), its maker remembers how, and the convolution keeps the parts
+instead. Inside compiled graphs nothing is remembered: there the compiler chooses what to keep.
 """
 
 from __future__ import annotations

@@ -334,26 +334,30 @@ Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t heigh
   return result;
 }
 
-Tensor grad_weight(const Tensor& input, const Tensor& grad_output, int64_t kernel_h, int64_t kernel_w,
-                   const std::vector<int64_t>& window, int64_t groups, bool fast) {
+// Of the weight only the shape counts. It is given because ATen asks for a tensor of it, and one made for that would be as
+// much memory again.
+Tensor grad_weight(const Tensor& input, const Tensor& grad_output, const Tensor& weight, const std::vector<int64_t>& window,
+                   int64_t groups, bool fast) {
   check_image(input, kConv, "input");
   check_image(grad_output, kConv, "grad_output");
+  check_image(weight, kConv, "weight");
   check_alike(grad_output, input, "grad_output");
+  check_alike(weight, input, "weight");
   const Dtype dtype = floating_dtype(input, "input");
-  const ConvWindow w = window_of(window, kernel_h, kernel_w);
-  check(groups > 0 && input.size(1) % groups == 0, "segops.", kConv, ": groups must divide the channels of the input, got ",
-        groups, " for ", to_text(sizes_of(input)));
-  const std::vector<int64_t> sizes{grad_output.size(1), input.size(1) / groups, kernel_h, kernel_w};
-  check_sizes(sizes_of(input), sizes, sizes_of(grad_output), w, groups);
-  Tensor result = empty(sizes, input.scalar_type(), input);
+  const ConvWindow w = window_of(window, weight.size(2), weight.size(3));
+  check_sizes(sizes_of(input), sizes_of(weight), sizes_of(grad_output), w, groups);
 #ifdef SEGOPS_DEVICE_KERNELS
+  Tensor result = empty(sizes_of(weight), input.scalar_type(), input);
   const Image image = as_image(input), of_output = as_image(grad_output);
   launch(DilatedConvGradWeight{dtype, image.planes, of_output.planes, w, groups, result.mutable_data_ptr(), fast}, input);
   return result;
 #else
   (void)dtype, (void)fast;
-  if (input.size(0) == 0) return torch::stable::zero_(result);
-  return laid_out(aten_gradient(grad_output, input, result, w, groups, false), false);
+  if (input.size(0) == 0) {
+    Tensor result = empty(sizes_of(weight), input.scalar_type(), input);
+    return torch::stable::zero_(result);
+  }
+  return laid_out(aten_gradient(grad_output, input, weight, w, groups, false), false);
 #endif
 }
 

@@ -60,17 +60,19 @@ class UNet(SegmentationModel):
 def _down_and_up(input: Tensor, down: nn.ModuleList, pool: MaxPool2d, ups: nn.ModuleList) -> Tensor:
     """Level after level, each on the pooled output of the one above, and back, with every level's output once more."""
     first, *deeper = down
-    skips = [first(input)]
+    levels = [first(input)]
     for level in deeper:
-        skips.append(level(pool(skips[-1])))
-    x: Tensor = skips.pop()
+        levels.append(level(pool(levels[-1])))
     for up in ups:
-        x = up(x, skips.pop())
-    return x
+        # It takes both images off the list: an argument would live until the call is over, and in training the images
+        # are large and needed no more once they are concatenated.
+        levels.append(up(levels))
+    return levels.pop()
 
 
 class _Up(nn.Module):
-    """The map doubled, filled up with zeros to the skip connection's size, after it, and two convolutions."""
+    """Of the two last of the levels: the lower one doubled, filled up with zeros to the skip connection's size, after
+    that, and two convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int, bilinear: bool) -> None:
         super().__init__()
@@ -82,19 +84,24 @@ class _Up(nn.Module):
         self.cat = Cat()
         self.conv = _double_conv(in_channels, out_channels, half if bilinear else out_channels)
 
-    def forward(self, input: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        first, second = self.conv
+        output: Tensor = second(first(self._joined(levels.pop(), levels.pop())))
+        return output
+
+    def _joined(self, input: Tensor, skip: Tensor) -> Tensor:
         # Pooling drops the last row and column of an odd size, so there may be one to fill.
         extra_h, extra_w = skip.shape[-2] - 2 * input.shape[-2], skip.shape[-1] - 2 * input.shape[-1]
         # A graph of any size does not know, and fills up with what may be nothing.
         fits = statically_known_true(extra_h == 0) and statically_known_true(extra_w == 0)
         if fits and self.up_cat is not None:
-            output: Tensor = self.conv(self.up_cat(input, skip))
-            return output
+            joined: Tensor = self.up_cat(input, skip)
+            return joined
         up = self.up(input)
         if not fits:
             up = F.pad(up, (0, extra_w, 0, extra_h))
-        output = self.conv(self.cat((skip, up)))
-        return output
+        joined = self.cat((skip, up))
+        return joined
 
 
 def _double_conv(in_channels: int, out_channels: int, between: int | None = None) -> nn.Sequential:
@@ -175,12 +182,16 @@ class _UpValid(nn.Module):
         self.up = _transposed(in_channels)
         self.conv = _double_valid(in_channels, in_channels // 2)
 
-    def forward(self, input: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        first, second = self.conv
+        output: Tensor = second(first(self._joined(levels.pop(), levels.pop())))
+        return output
+
+    def _joined(self, input: Tensor, skip: Tensor) -> Tensor:
         up = self.up(input)
         height, width = up.shape[-2:]
         top, left = (skip.shape[-2] - height) // 2, (skip.shape[-1] - width) // 2
-        output: Tensor = self.conv(torch.cat((up, skip[..., top : top + height, left : left + width]), 1))
-        return output
+        return torch.cat((up, skip[..., top : top + height, left : left + width]), 1)
 
 
 _OF_DOUBLE_CONV = {"0": "0.conv", "1": "0.norm", "3": "1.conv", "4": "1.norm"}

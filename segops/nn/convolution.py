@@ -132,8 +132,9 @@ class ConvNormAct(nn.Module):
 
     In training it is these three, but of each layer backward keeps one image, what the convolution gave: batch norm and
     activation are computed once more where they are needed, by this layer and by the convolution that reads it
-    (:mod:`segops.recompute`). In eval mode it is one operator: the running statistics become the scale and the shift of
-    :func:`segops.dilated_conv2d`. Differentiable once.
+    (:mod:`segops.recompute`). A network's first convolution, of few channels, is computed once more, too. In eval mode
+    it is one operator: the running statistics become the scale and the shift of :func:`segops.dilated_conv2d`.
+    Differentiable once.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups: of :class:`torch.nn.Conv2d`.
@@ -148,6 +149,8 @@ class ConvNormAct(nn.Module):
     """
 
     ACTIVATIONS = (None, "relu", "leaky_relu", "silu", "sigmoid")
+    #: Of an output, up to which the convolution is computed again rather than kept: a 3x3 one of three channels has 27.
+    FEW_PRODUCTS = 32
 
     def __init__(
         self,
@@ -180,8 +183,20 @@ class ConvNormAct(nn.Module):
         if residual is not None:
             return activated(self.norm(convolved) + residual, self.activation)
         if trains_lean(self.norm, convolved):
-            return norm_act(convolved, self.norm, self.activation)
+            return norm_act(self._remembered(convolved, input), self.norm, self.activation)
         return activated(self.norm(convolved), self.activation)
+
+    def _remembered(self, convolved: Tensor, input: Tensor) -> Tensor:
+        """What the convolution gave, with it how, where to convolve again takes no more time than the norm does."""
+        products = self.conv.weight[0].numel()
+        if products > self.FEW_PRODUCTS or torch.is_autocast_enabled(input.device.type):
+            return convolved
+        tensors = [t for t in (input, self.conv.weight, self.conv.bias) if t is not None]
+
+        def again(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            return self.conv.convolve(input, weight, bias)
+
+        return remember(convolved, again, *tensors)
 
     def _folded(self, input: Tensor, residual: Tensor | None) -> Tensor:
         scale, shift = folded(self.norm)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from segops.recompute import remember
+from segops.recompute import kept, remember
 from segops.reference.dilated_conv import LEAKY_SLOPE
 
 
@@ -111,7 +111,8 @@ class _NormAct(torch.autograd.Function):
         activation: str | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         output, mean, inverse = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
-        ctx.save_for_backward(x, weight, bias, mean, inverse)
+        ctx.rebuild_x, parts = kept(x)
+        ctx.save_for_backward(weight, bias, mean, inverse, *parts)
         ctx.eps, ctx.activation = eps, activation
         ctx.mark_non_differentiable(mean, inverse)
         ctx.set_materialize_grads(False)
@@ -122,7 +123,8 @@ class _NormAct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
         if grad is None:
             return (None,) * 8
-        x, weight, bias, mean, inverse = ctx.saved_tensors
+        weight, bias, mean, inverse, *parts = ctx.saved_tensors
+        x = ctx.rebuild_x(*parts)
         if ctx.activation is not None:
             grad = _before_activation(grad, _normalised(x, weight, bias, mean, inverse), ctx.activation)
         of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(

@@ -98,12 +98,35 @@ class UpsampleCat(nn.Module):
 class Cat(nn.Module):
     """:func:`torch.cat` along the channels; a convolution that reads it keeps the parts for backward, not the result.
 
+    In eager mode the gradients of the parts have memory of their own, where those of torch are views of one image.
+
     Shape:
         a list of [N, C_i, *spatial] to [N, sum of C_i, *spatial].
     """
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
-        return remember(torch.cat(list(parts), 1), lambda *again: torch.cat(again, 1), *parts)
+        tensors = list(parts)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return torch.cat(tensors, 1)
+        return remember(_Cat.apply(*tensors), lambda *again: torch.cat(again, 1), *tensors)
+
+
+class _Cat(torch.autograd.Function):
+    """:func:`torch.cat` with gradients of their own memory.
+
+    torch's are views, so that the gradient of a skip connection, which is needed last of all, keeps that of everything
+    it was concatenated with.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        ctx.channels = [part.shape[1] for part in parts]
+        return torch.cat(parts, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        parts = zip(grad.split(ctx.channels, 1), ctx.needs_input_grad, strict=True)
+        return tuple(part.clone() if needed else None for part, needed in parts)
 
 
 class BedOfNails2d(nn.Module):

@@ -48,9 +48,9 @@ def _fake_grad_input(
 
 
 def _fake_grad_weight(
-    input: Tensor, grad_output: Tensor, kernel_h: int, kernel_w: int, window: list[int], groups: int, fast: bool
+    input: Tensor, grad_output: Tensor, weight: Tensor, window: list[int], groups: int, fast: bool
 ) -> Tensor:
-    return input.new_empty((grad_output.shape[1], input.shape[1] // groups, kernel_h, kernel_w))
+    return input.new_empty(weight.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -96,7 +96,7 @@ def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if needs["input"] or needs["weight"]:
         grad = (grad if scale is None else grad * scale[:, None, None]).to(weight.dtype)
         if needs["weight"]:
-            grad_weight = ops.dilated_conv2d_grad_weight(input, grad, *weight.shape[2:], *options)
+            grad_weight = ops.dilated_conv2d_grad_weight(input, grad, weight, *options)
         del input  # before as much is allocated again
         if needs["input"]:
             grad_input = ops.dilated_conv2d_grad_input(grad, weight, *ctx.input_size, *options)
@@ -146,8 +146,8 @@ define_op(
     backward=no_double_backward(arguments.OP),
 )
 define_op(
-    "dilated_conv2d_grad_weight(Tensor input, Tensor grad_output, int kernel_h, int kernel_w, int[] window, "
-    "int groups, bool fast) -> Tensor",
+    "dilated_conv2d_grad_weight(Tensor input, Tensor grad_output, Tensor weight, int[] window, int groups, bool fast) "
+    "-> Tensor",
     _fake_grad_weight,
     backward=no_double_backward(arguments.OP),
 )

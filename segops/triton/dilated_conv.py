@@ -154,8 +154,9 @@ def dilated_conv2d_grad_input(
 
 
 def dilated_conv2d_grad_weight(
-    input: Tensor, grad_output: Tensor, kernel_h: int, kernel_w: int, window: list[int], groups: int, fast: bool
+    input: Tensor, grad_output: Tensor, weight: Tensor, window: list[int], groups: int, fast: bool
 ) -> Tensor:
+    kernel_h, kernel_w = weight.shape[2:]
     channels, columns, taps = input.shape[1] // groups, grad_output.shape[1] // groups, kernel_h * kernel_w
     few = _has_few_channels(input, channels, columns)
     pixels = len(input) * math.prod(grad_output.shape[2:])

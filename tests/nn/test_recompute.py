@@ -124,8 +124,9 @@ def bytes_kept(call: Callable[[], Tensor], model: nn.Module) -> int:
     return sum(sizes.values())
 
 
-#: The convolutions' outputs; then the pooled images that convolutions read, and the indices.
-IMAGES = {"segnet": 4 + (1 / 4 + 1 / 16) + (1 / 16 + 1 / 64), "unet": 5.5 + 1 / 4 + 1 / 16}
+#: The outputs of all convolutions but the first, which reads three channels; then the pooled images that convolutions
+#: read, and the indices.
+IMAGES = {"segnet": 3 + (1 / 4 + 1 / 16) + (1 / 16 + 1 / 64), "unet": 4.5 + 1 / 4 + 1 / 16}
 
 
 @pytest.mark.parametrize("kind", IMAGES)
@@ -201,6 +202,32 @@ def test_what_is_remembered() -> None:
     with torch.no_grad():
         assert not is_remembered(layer(x))
     assert not is_remembered(layer.requires_grad_(False)(x))
+
+
+def test_a_cheap_convolution_is_computed_again() -> None:
+    """The rebuilt one is that of forward to the last bit, under autocast it is kept."""
+    layer = ConvNormAct(3, 5, 3, padding=1, bias=True)
+    x = torch.randn(2, 3, 9, 14)
+    convolved = layer._remembered(layer.conv(x), x)
+    rebuild, parts = kept(convolved)
+    assert parts[0].data_ptr() == x.data_ptr()
+    assert torch.equal(rebuild(*parts), convolved)
+    wide = ConvNormAct(4, 5, 3)
+    assert not is_remembered(wide._remembered(wide.conv(torch.randn(2, 4, 9, 14)), x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_remembered(layer._remembered(layer.conv(x), x))
+
+
+def test_a_concatenation_s_gradients_share_no_memory() -> None:
+    parts = [torch.randn(2, c, 3, 4, dtype=torch.float64, requires_grad=c != 2) for c in (1, 2, 3)]
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        joined = Cat()(parts)
+        upstream = torch.randn_like(joined).contiguous(memory_format=memory_format)
+        first, last = torch.autograd.grad(joined, [parts[0], parts[2]], upstream)
+        assert torch.equal(torch.cat([first, last], 1), upstream[:, [0, 3, 4, 5]])
+        assert all(t.untyped_storage().nbytes() == t.nbytes for t in (first, last))
+        assert last.is_contiguous(memory_format=memory_format)
+    assert torch.autograd.gradgradcheck(lambda *t: Cat()([t[0].sin(), t[1]]), (parts[0], parts[2]))
 
 
 def test_backward_twice_and_double_backward() -> None:

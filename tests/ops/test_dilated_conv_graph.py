@@ -63,7 +63,7 @@ def test_opcheck(layout: str, kernel_backend: str, device: str) -> None:
         grad = make_logits((2, 4, 4, 3), dtype, layout, 1.0, 9, device)
         x, weight = t[0].detach(), t[1].detach()
         torch.library.opcheck(ops.dilated_conv2d_grad_input.default, (grad, weight, 6, 7, WINDOW, 1, False))
-        torch.library.opcheck(ops.dilated_conv2d_grad_weight.default, (x, grad, 3, 2, WINDOW, 1, False))
+        torch.library.opcheck(ops.dilated_conv2d_grad_weight.default, (x, grad, weight, WINDOW, 1, False))
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "silu", "sigmoid", "prelu"])
@@ -222,7 +222,9 @@ def test_operators_refuse_what_memory_safety_needs(kernel_backend: str, device: 
         lambda: ops.dilated_conv2d(x[:, :, :2], weight, *nothing, w, 1, 0, False),
         lambda: ops.dilated_conv2d_grad_input(x, weight, 6, 8, w, 1, False),
         lambda: ops.dilated_conv2d_grad_input(torch.zeros(1, 3, 4, 6, device=device), weight, 7, 8, w, 1, False),
-        lambda: ops.dilated_conv2d_grad_weight(x, x, 3, 3, w, 1, False),
+        lambda: ops.dilated_conv2d_grad_weight(x, x, weight, w, 1, False),
+        lambda: ops.dilated_conv2d_grad_weight(x, torch.zeros(1, 3, 2, 4, device=device), weight, w, 2, False),
+        lambda: ops.dilated_conv2d_grad_weight(x, torch.zeros(1, 3, 2, 4, device=device), weight.double(), w, 1, False),
     ):
         with pytest.raises(RuntimeError, match=r"segops.dilated_conv2d: "):
             call()

@@ -37,7 +37,7 @@ def _calls(
         f"grad_input, {shown}",
         functools.partial(op.dilated_conv2d_grad_input, x, weight, 32, 32, window, groups, fast),
     )
-    yield f"grad_weight, {shown}", functools.partial(op.dilated_conv2d_grad_weight, x, x, 3, 3, window, groups, fast)
+    yield f"grad_weight, {shown}", functools.partial(op.dilated_conv2d_grad_weight, x, x, weight, window, groups, fast)
 
 
 def fenced() -> None:
@@ -53,4 +53,4 @@ def fenced() -> None:
         output: Tensor = op.dilated_conv2d(x, weight, vector, None, vector, None, vector, window, groups, 5, False)
         op.dilated_conv2d(x, weight, None, vector, None, output, None, window, groups, 3, False)
         op.dilated_conv2d_grad_input(output, weight, *shape[2:], window, groups, False)
-        op.dilated_conv2d_grad_weight(x, output, *kernel, window, groups, False)
+        op.dilated_conv2d_grad_weight(x, output, weight, window, groups, False)
