@@ -2,6 +2,8 @@
 #include "segops/dilated_conv.h"
 
 #include "dilated_conv_method.h"
+#include "dilated_conv_norm.h"
+#include "dilated_conv_single.h"
 #include "dilated_conv_winograd.h"
 #include "isa.h"
 
@@ -33,8 +35,10 @@ WeightView weight_of(const DilatedConv& p) { return {p.weight, p.input.channels 
 Status dilated_conv2d(const DilatedConv& p, const Parallel& parallel) {
   if (p.output.batch == 0) return Status::ok;
   return for_dtype(p.dtype, [&]<class T, class In>() {
-    if constexpr (sizeof(T) == sizeof(float))
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (is_single(p.window, p.groups, p.output.channels)) return SingleConv<In>(p).run(parallel);
       if (winograd_applies(p.window, p.groups)) return winograd<In>(p, weight_of(p), parallel);
+    }
     return convolve<T, In>(p, parallel);
   });
 }
@@ -92,9 +96,17 @@ Status dilated_conv2d_grad_weight(const DilatedConvGradWeight& p, const Parallel
   return for_dtype(p.dtype, [&]<class T, class In>() { return convolve_grad_weight<T, In>(p, parallel); });
 }
 
+Status dilated_conv2d_norm(const ConvNormForward& p, const Parallel& parallel) { return norm_forward(p, parallel); }
+
+Status dilated_conv2d_norm_backward(const ConvNormBackward& p, const Parallel& parallel) {
+  return norm_backward(p, parallel);
+}
+
 }  // namespace segops::SEGOPS_ISA
 
 #ifdef SEGOPS_ISA_IS_BASELINE
+SEGOPS_LAUNCHER(dilated_conv2d_norm, ConvNormForward)
+SEGOPS_LAUNCHER(dilated_conv2d_norm_backward, ConvNormBackward)
 SEGOPS_LAUNCHER(dilated_conv2d, DilatedConv)
 SEGOPS_LAUNCHER(dilated_conv2d_prepacked, DilatedConvPrepacked)
 SEGOPS_LAUNCHER(dilated_conv2d_prepack, DilatedConvPrepack)

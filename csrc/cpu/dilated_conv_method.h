@@ -5,11 +5,15 @@
 
 namespace segops {
 
-// aten_last: ATen's convolution of a copy that is channels last.
-enum class ConvMethod : int32_t { aten, aten_last, winograd2, winograd4 };
+// aten_last: ATen's convolution of a copy that is channels last. single: dilated_conv_single.h.
+enum class ConvMethod : int32_t { aten, aten_last, winograd2, winograd4, single };
 
 inline bool winograd_applies(const ConvWindow& w, int64_t groups) {
   return w.kernel_h == 3 && w.kernel_w == 3 && w.stride_h == 1 && w.stride_w == 1 && groups == 1;
+}
+
+inline bool is_single(const ConvWindow& w, int64_t groups, int64_t outputs) {
+  return outputs == 1 && winograd_applies(w, groups);
 }
 
 // The sizes that a convolution costs by.
@@ -35,6 +39,12 @@ inline double taps_inside(int64_t size, int64_t dilation, int64_t padding) {
     if (begin < end) inside += end - begin;
   }
   return static_cast<double>(inside);
+}
+
+// Whether a convolution to one channel, and not the gradient of one, costs less by dilated_conv_single.h than by any other
+// method: where its vectors, of pixels or of channels, are full.
+inline bool single_is_best(const ConvWindow& w, int64_t groups, const ConvSize& s) {
+  return is_single(w, groups, s.outputs) && (s.channels_last ? s.inputs : s.width) >= 16;
 }
 
 // Costs, of a call, of a multiply-add, of a pixel or tile of a channel, and of a weight; a unit is about 9 picoseconds.

@@ -175,10 +175,12 @@ bool follows(const ConvEpilogue& e, bool with_bias = true) {
   return (with_bias && e.bias) || e.scale || e.shift || e.residual.data || e.activation != Activation::none;
 }
 
+bool has_own_kernels(const Tensor& t) { return isa() != Isa::baseline && t.scalar_type() != ScalarType::Double; }
+
 // Processors without AVX2 keep ATen's. `rounded` by ATen: what follows its convolution is nothing.
 ConvMethod method_of(const Tensor& t, const ConvWindow& w, int64_t groups, ConvSize size, bool fast, bool rounded,
                      Prepacked kept = Prepacked::none) {
-  if (isa() == Isa::baseline || t.scalar_type() == ScalarType::Double) return ConvMethod::aten;
+  if (!has_own_kernels(t)) return ConvMethod::aten;
   size.channels_last = suggests_channels_last(t);
   const bool narrow = rounded && t.element_size() == 2 && multiplies(t.scalar_type());
   return conv_method(w, groups, size, fast, narrow ? 2 : 1, kept);
@@ -269,8 +271,10 @@ Tensor convolve_by(const Tensor& input, const Tensor& weight, const Vector& prep
   const Tensor dense = torch::stable::contiguous(weight);
 #ifndef SEGOPS_DEVICE_KERNELS
   const Prepacked kept = kept_of(prepacked, weight);
-  const ConvMethod method = method_of(input, w, groups, {input.size(0), input.size(1), channels, height, width, false}, fast,
-                                      !follows(p.epilogue), kept);
+  const ConvSize size{input.size(0), input.size(1), channels, height, width, suggests_channels_last(input)};
+  const ConvMethod method = has_own_kernels(input) && single_is_best(w, groups, size)
+                                ? ConvMethod::single
+                                : method_of(input, w, groups, size, fast, !follows(p.epilogue), kept);
   if (method <= ConvMethod::aten_last && input.size(0) > 0)
     return convolve_by_aten(p, input, dense, bias, method == ConvMethod::aten_last);
   p.fast = method == ConvMethod::winograd4;
@@ -283,7 +287,7 @@ Tensor convolve_by(const Tensor& input, const Tensor& weight, const Vector& prep
   p.weight = dense.const_data_ptr();
   p.output = planes_of(output);
 #ifndef SEGOPS_DEVICE_KERNELS
-  if (kept == (p.fast ? Prepacked::winograd4 : Prepacked::winograd2)) {
+  if (method != ConvMethod::single && kept == (p.fast ? Prepacked::winograd4 : Prepacked::winograd2)) {
     const Status status = dilated_conv2d_prepacked({p, static_cast<const float*>(prepacked->const_data_ptr())}, threads());
     check(status != Status::unsupported, "segops.", kConv,
           ": the weight has changed since it was prepacked, or was prepacked for another processor; prepack it again");

@@ -1,5 +1,7 @@
 """Batch norm and activation in training, of which backward keeps the input alone.
 
+On a CPU, planar float32 images take operators of segops, all others PyTorch's.
+
 Rota Bulò et al. ("In-Place Activated BatchNorm", 2018) keep the output instead and invert the activation, which ReLU
 does not allow.
 """
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from segops.ops import dilated_conv_norm as fused
 from segops.recompute import kept, remember
 from segops.reference.dilated_conv import LEAKY_SLOPE
 
@@ -78,6 +81,10 @@ def norm_act(x: Tensor, norm: nn.BatchNorm2d, activation: str | None) -> Tensor:
     )
 
     def again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+        if fused.applies(x, weight, bias):
+            number = fused.number_of(activation)
+            same: Tensor = torch.ops.segops.dilated_conv2d_norm_again(x, weight, bias, mean, inverse, number)
+            return same
         return activated(_normalised(x, weight, bias, mean, inverse), activation)
 
     return remember(output, again, x, norm.weight, norm.bias, mean, inverse)
@@ -110,13 +117,24 @@ class _NormAct(torch.autograd.Function):
         eps: float,
         activation: str | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        output, mean, inverse = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
+        if fused.applies(x, weight, bias):
+            number = fused.number_of(activation)
+            output, mean, inverse, variance = torch.ops.segops.dilated_conv2d_norm(x, weight, bias, eps, number)
+            if running_mean is not None and running_var is not None:
+                count = x.numel() // x.shape[1]
+                running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+                running_var.mul_(1 - momentum).add_(variance, alpha=momentum * count / (count - 1))
+        else:
+            output, mean, inverse = torch.native_batch_norm(
+                x, weight, bias, running_mean, running_var, True, momentum, eps
+            )
+            activated(output, activation)
         ctx.rebuild_x, parts = kept(x)
         ctx.save_for_backward(weight, bias, mean, inverse, *parts)
         ctx.eps, ctx.activation = eps, activation
         ctx.mark_non_differentiable(mean, inverse)
         ctx.set_materialize_grads(False)
-        return activated(output, activation), mean, inverse
+        return output, mean, inverse
 
     @staticmethod
     @once_differentiable
@@ -125,6 +143,9 @@ class _NormAct(torch.autograd.Function):
             return (None,) * 8
         weight, bias, mean, inverse, *parts = ctx.saved_tensors
         x = ctx.rebuild_x(*parts)
+        if fused.applies(x, weight, bias):
+            norm = (x, weight, bias, mean, inverse, fused.number_of(ctx.activation))
+            return *torch.ops.segops.dilated_conv2d_norm_backward(grad.contiguous(), *norm), *(None,) * 5
         if ctx.activation is not None:
             grad = _before_activation(grad, _normalised(x, weight, bias, mean, inverse), ctx.activation)
         of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(

@@ -40,6 +40,8 @@ CASES = {
     "1x1": Case((1, 17, 5, 6), 19, (1, 1)),
     "no padding": Case((1, 2, 9, 9), 3, dilation=4),
     "more padding than kernel": Case((1, 2, 3, 4), 3, padding=4, dilation=1),
+    "to one channel": Case((2, 21, 6, 37), 1, padding=(2, 1), dilation=(2, 1)),
+    "to one channel, taps apart": Case((1, 3, 4, 3), 1, padding=5, dilation=4),
     "same, even kernel": Case((1, 3, 6, 7), 2, (2, 4), padding="same", dilation=(1, 1)),
 }
 

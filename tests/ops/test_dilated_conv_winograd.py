@@ -82,18 +82,20 @@ def test_what_is_not_finite_reaches_only_its_own_outputs(value: float, precision
     """Transforms would spread it over a tile, and overflow before a sum does."""
     x, weight = operands((1, 64, 61, 67), 64)
     x[0, 3, 30, 31], x[0, 63, 60, 66], x[0, 5, 7, 8] = value, value, -value
-    y = segops.dilated_conv2d(x, weight, None, 1, 2, 2, precision=precision)
-    expected = F.conv2d(x.double(), weight.double(), None, 1, 2, 2).float()
-    assert torch.equal(y.isnan(), expected.isnan())
-    assert torch.equal(y.isinf(), expected.isinf())
-    if not torch.tensor(value).isfinite():
-        assert torch.allclose(y[expected.isfinite()], expected[expected.isfinite()], atol=1e-4)
+    for kernel in (weight, weight[:1]):
+        y = segops.dilated_conv2d(x, kernel, None, 1, 2, 2, precision=precision)
+        expected = F.conv2d(x.double(), kernel.double(), None, 1, 2, 2).float()
+        assert torch.equal(y.isnan(), expected.isnan())
+        assert torch.equal(y.isinf(), expected.isinf())
+        if not torch.tensor(value).isfinite():
+            assert torch.allclose(y[expected.isfinite()], expected[expected.isfinite()], atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_any_number_of_threads_gives_the_same_bits(precision: str) -> None:
     x, weight = operands((2, 64, 61, 67), 80)
     upstream = make_logits((2, 80, 61, 67), seed=3)
+    planar_and_not = (x, x.contiguous(memory_format=torch.channels_last))
     results = []
     threads = torch.get_num_threads()
     try:
@@ -101,7 +103,8 @@ def test_any_number_of_threads_gives_the_same_bits(precision: str) -> None:
             torch.set_num_threads(count)
             a = x.clone().requires_grad_()
             y = segops.dilated_conv2d(a, weight, None, 1, 2, 2, precision=precision)
-            results.append((y.detach(), *torch.autograd.grad(y, a, upstream)))
+            to_one = [segops.dilated_conv2d(image, weight[:1], None, 1, 2, 2) for image in planar_and_not]
+            results.append((y.detach(), *to_one, *torch.autograd.grad(y, a, upstream)))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -169,6 +172,12 @@ def test_rule() -> None:
         y = segops.dilated_conv2d(x, weight, *options)
         for image in (x, x.contiguous(memory_format=torch.channels_last)):
             assert not torch.equal(y, F.conv2d(image, weight, *options)), (shape, dilation)
+    # To one channel, by the definition where vectors are full.
+    x, weight = operands((1, 64, 40, 40), 1)
+    for image in (x, x.contiguous(memory_format=torch.channels_last)):
+        assert not torch.equal(segops.dilated_conv2d(image, weight), F.conv2d(image, weight))
+    image, kernel = x[:, :15].contiguous(memory_format=torch.channels_last), weight[:, :15].contiguous()
+    assert torch.equal(segops.dilated_conv2d(image, kernel), F.conv2d(image, kernel))
     for options in ({"stride": 2}, {"groups": 2}):
         x, weight = operands((1, 64, 64, 64), 64)
         weight = weight[:, : 64 // options.get("groups", 1)].contiguous()
