@@ -18,7 +18,8 @@ from segops.reference.dilated_conv import ACTIVATIONS
 def _fake_norm(
     image: Tensor, weight: Tensor, bias: Tensor, eps: float, activation: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(image), *(torch.empty_like(weight) for _ in range(3))
+    mean, inverse, variance = (torch.empty_like(weight) for _ in range(3))
+    return torch.empty_like(image), mean, inverse, variance
 
 
 def _fake_norm_again(
