@@ -17,7 +17,7 @@ BENCH := $(BIN)/python -m pytest benchmarks --ignore benchmarks/bench_models.py 
 NETWORKS := u2net u2netp unet segnet drn_d_22 dilation8_camvid
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build dist docs bench bench-recycled bench-default bench-networks lint traffic sass mutants fuzz tsan export triton gpu arm64 clean
+.PHONY: help demo test build dist docs bench bench-recycled bench-default bench-op bench-networks lint traffic sass mutants fuzz tsan export triton gpu arm64 clean
 
 help:
 	@echo "make demo    train a small SegNet-Basic on scenes of digits (minutes) and time the operators here"
@@ -26,6 +26,7 @@ help:
 	@echo "make dist    source distribution and wheel, tried in an empty environment with each of TORCHES (minutes)"
 	@echo "make docs    build the documentation's site into build/site"
 	@echo "make bench   time segops against PyTorch and its peers, in both allocator regimes"
+	@echo "make bench-op OP=max_unpool  time one operator; its records take the place of the stored ones"
 	@echo "make bench-networks  time whole networks against PyTorch, ONNX Runtime and OpenVINO"
 	@echo "make lint    ruff, clang-format and mypy"
 	@echo "make traffic bytes that the CUDA kernels move and bank conflicts, counted on the host, against the floor"
@@ -94,6 +95,12 @@ bench-networks: $(VENV)/.test
 
 bench-recycled: $(VENV)/.test
 	$(RECYCLED) $(BENCH)=$(RESULTS)/recycled.json $(BENCH_ARGS)
+
+# One file of benchmarks: its records take the place of the stored ones of the regime.
+bench-op: $(VENV)/.test
+	$(RECYCLED) $(BIN)/python -m pytest benchmarks/bench_$(OP).py --benchmark-json build/bench_$(OP).json $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.store build/bench_$(OP).json $(RESULTS)/recycled.json
+	$(BIN)/python -m benchmarks.compare $(RESULTS)/recycled.json $(RESULTS)/default.json > $(RESULTS)/RESULTS.md
 
 bench-default: $(VENV)/.test
 	$(DEFAULT) $(BENCH)=$(RESULTS)/default.json $(BENCH_ARGS)

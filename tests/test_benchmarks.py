@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import compare, environment, interleave, memory, readme, training_memory
+from benchmarks import compare, environment, interleave, memory, readme, store, training_memory
 from benchmarks.bench_models import CLASSES, NETWORKS, Step, Twins, rounded
 from benchmarks.interleave import Case, Contender, Effort, Peer
 from tests.models.plain.unet import UNet
@@ -316,6 +316,27 @@ def test_peak_memory_counts_what_lives_at_once() -> None:
     assert memory.peak_allocated(two_at_once_of_three) == 2 * size
     resident = memory.peak_resident(two_at_once_of_three)
     assert resident is None or 2 * size * 0.9 < resident < 3.5 * size
+
+
+def stored_run(brand: str, **medians: float) -> dict[str, Any]:
+    machine = {"machine": "x86_64", "cpu": {"brand_raw": brand}, "segops": {"regime": "recycled", "threads": 2}}
+    return {
+        "machine_info": machine | {"segops": machine["segops"] | {"isa": "v4"}},
+        "benchmarks": [{"name": name, "median": median} for name, median in medians.items()],
+    }
+
+
+def test_a_run_takes_the_place_of_its_own_records(tmp_path: Path) -> None:
+    path, run = tmp_path / "stored.json", tmp_path / "run.json"
+    path.write_text(json.dumps(stored_run("one", a=1.0, b=2.0)))
+    run.write_text(json.dumps(stored_run("one", b=3.0, c=4.0)))
+    store.main(str(run), str(path))
+    assert json.loads(path.read_text()) == stored_run("one", a=1.0, b=3.0, c=4.0)
+
+
+def test_runs_of_two_machines_are_not_mixed() -> None:
+    with pytest.raises(ValueError, match="cpu brand_raw is two in the run and one in what is stored"):
+        store.merged(stored_run("one", a=1.0), stored_run("two", a=2.0))
 
 
 def test_readme_quotes_the_stored_results() -> None:
