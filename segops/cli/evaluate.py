@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,7 +24,9 @@ def evaluate(
 ) -> None:
     """Measure a trained network on a split; with torchrun the images are shared out to the processes."""
     from segops.engine.inference import evaluate as run
+    from segops.engine.output import OutputDirectory
 
+    output = None if json_file is None else OutputDirectory(json_file.parent, (json_file.name,))
     scores, classes, first = run(checkpoint, data, root, split, batch_size, workers, device)
     if not first:
         return
@@ -35,5 +38,14 @@ def evaluate(
     for name, value in scores.items():
         if isinstance(value, float):
             console.print(f"{name} {value:.4f}", highlight=False)
-    if json_file is not None:
-        json_file.write_text(json.dumps(scores, indent=1) + "\n")
+    if output is not None and json_file is not None:
+        output.write(json_file.name, (json.dumps(_numbers(scores), indent=1, allow_nan=False) + "\n").encode())
+
+
+def _numbers(value: Any) -> Any:
+    """What JSON has: null for the score of a class that does not occur."""
+    if isinstance(value, dict):
+        return {name: _numbers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -112,7 +112,7 @@ class TrainConfig:
         bool, About("Optimisation", "Batch norm over the images of all processes; on CUDA devices.")
     ] = False
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16"], About("Optimisation", "16 bits by autocast; fp16 needs CUDA.")
+        Literal["fp32", "bf16", "fp16"], About("Optimisation", "16 bits by autocast; fp16 with a scaled loss.")
     ] = "fp32"
     channels_last: Annotated[bool, About("Optimisation", "Layout of weights and images.")] = True
 

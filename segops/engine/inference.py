@@ -84,10 +84,16 @@ def predict(
         How many images were labelled, and the files that could not be.
 
     Raises:
-        RunError: no such checkpoint, nothing to label, or a folder that cannot be written to.
+        RunError: no such checkpoint, nothing to label, a folder that cannot be written to, or one where a result would
+            take the place of an image.
     """
     found = checkpoint.load(path)
     files = image_files(patterns)
+    images = {source.resolve(): source for source in files.values()}
+    for target in files:
+        for name in (f"{target}.png", f"{target}_overlay.png"):
+            if source := images.get((out / name).resolve()):
+                raise RunError(f"a result would be written over the image {source}: choose another folder for them")
     place = chosen_device(device)
     model = found.network(path).to(place)
     prepare = _preparation(TrainConfig.of(found.config))

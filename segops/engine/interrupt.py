@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+#: Seconds in which a signal is still the same wish. torchrun passes on to its processes what it gets itself, and a
+#: terminal or the manager of a cluster sends it to all of them.
+_SAME = 2.0
 
 
 class Interruption:
@@ -18,7 +23,7 @@ class Interruption:
 
 @contextmanager
 def deferred() -> Iterator[Interruption]:
-    """Let the first SIGINT or SIGTERM be noted only; a second one acts as always.
+    """Let the first SIGINT or SIGTERM be noted only; one that comes two seconds later or more acts as always.
 
     Python delivers signals to the main thread alone: in another one nothing is deferred.
     """
@@ -32,9 +37,16 @@ def deferred() -> Iterator[Interruption]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
+    since = 0.0
+
     def note(number: int, frame: FrameType | None) -> None:
-        interruption.signal = number
-        restore()
+        nonlocal since
+        now = time.monotonic()
+        if not interruption.signal:
+            interruption.signal, since = number, now
+        elif now - since > _SAME:
+            restore()
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, note)

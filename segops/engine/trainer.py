@@ -71,8 +71,6 @@ class Trainer:
         self.ranks = ranks or Ranks(0, 1, torch.device("cpu"))
         self.console = console or Console(quiet=True)
         device = self.ranks.device
-        if config.precision == "fp16" and device.type != "cuda":
-            raise RunError(f"precision fp16 needs a CUDA device, this one is {device}; bf16 runs on both", exit_code=2)
         if not len(train_data) or not len(val_data):
             raise RunError(f"{classes.data} has {len(train_data)} images to train on, {len(val_data)} to measure on")
         self.train_data, self.val_data = train_data, val_data
@@ -113,6 +111,10 @@ class Trainer:
             raise RunError(
                 f"{path} was trained on {_described(state['plan'])}, this run is on {_described(vars(self.plan))}: "
                 "a continuation has the same images in the same order"
+            )
+        if state["step"] > self.steps:
+            raise RunError(
+                f"{path} has done {state['step']} steps, more than the {self.steps} of this run", exit_code=2
             )
         if (state["ema"] is None) != (self.ema is None):
             raise RunError(f"{path} was trained {'without' if state['ema'] is None else 'with'} ema", exit_code=2)
@@ -219,8 +221,8 @@ class Trainer:
 
     def _finite(self, loss: Tensor) -> float:
         value = float(loss)
-        # With a scaler, steps whose gradient overflows are skipped, and the scale falls.
-        if not math.isfinite(value) and not self.scaler.is_enabled():
+        # With a scaler, steps whose gradient overflows are skipped, and the scale falls: if to 1, it is no overflow.
+        if not math.isfinite(value) and self.scaler.get_scale() <= 1:
             raise RunError(f"the loss is {value} at step {self.step}: a lower lr, a warm-up or clip may help")
         return value
 
@@ -229,9 +231,10 @@ class Trainer:
         self.measured_after = self.step
         better = scores["miou"] > self.best
         self.best = max(self.best, scores["miou"])
-        self._save(LAST)
+        # In this order: a run killed in between goes on from the older last.pt, measures again and writes both.
         if better:
             self._save(BEST)
+        self._save(LAST)
         return scores
 
     def _measure(self, records: Records | None) -> dict[str, Any]:
@@ -261,7 +264,17 @@ class Trainer:
         return {"step": self.step, "epoch": self.step / self.plan.steps_per_epoch, **values}
 
     def _save(self, name: str) -> None:
-        """Write a checkpoint; every rank must call it."""
+        """Write a checkpoint; every rank must call it.
+
+        Raises:
+            RunError: the weights are no numbers; the old file is in place.
+        """
+        broken = [key for key, p in self.model.named_parameters() if not bool(p.isfinite().all())]
+        if broken:
+            raise RunError(
+                f"{len(broken)} weights hold no numbers after step {self.step}, the first is {broken[0]}; {name} is "
+                "not written: a lower lr, a warm-up or clip may help"
+            )
         random = self.ranks.gathered(checkpoint.random_state())
         if not self.ranks.first:
             return

@@ -175,6 +175,31 @@ def test_evaluate(trained: tuple[Path, Any], tmp_path: Path) -> None:
     assert np.sum(scores["confusion"]) == 6 * 32 * 40
 
 
+def test_json_holds_json_where_a_class_does_not_occur(
+    trained: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Empty(FewDigits):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            image, mask = super().__getitem__(index)
+            return image, torch.zeros_like(mask)
+
+    monkeypatch.setattr(datasets, "open_split", lambda name, root, split: Empty(split, 1, (32, 40)))
+    assert run("evaluate", trained[0] / "last.pt", "--json", tmp_path / "new" / "a.json").exit_code == 0
+
+    def no_constant(name: str) -> None:
+        raise AssertionError(name)
+
+    scores = json.loads((tmp_path / "new" / "a.json").read_text(), parse_constant=no_constant)
+    assert None in scores["recall"]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_work(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = run("evaluate", trained[0] / "last.pt", "--json", tmp_path / "file" / "a.json")
+    assert_stopped(result, 1, "cannot write", str(tmp_path / "file"))
+    assert "miou" not in result.stdout
+
+
 def test_evaluate_on_data_of_other_classes(trained: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "open_split", lambda *_: toy.Squares(2))
     result = run("evaluate", trained[0] / "last.pt", "--data", "squares")
@@ -255,6 +280,34 @@ def test_predict_patterns(trained: tuple[Path, Any], tmp_path: Path) -> None:
     (tmp_path / "in2").mkdir()
     Image.new("L", (24, 24)).save(tmp_path / "in2" / "y.jpg")
     assert_stopped(run(*command, tmp_path / "in", tmp_path / "in2"), 1, "y.png and", "y.jpg would have one name")
+
+
+@pytest.mark.parametrize("name", ["y.png", "y_overlay.png"])
+def test_predict_never_writes_over_an_image(name: str, trained: tuple[Path, Any], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (24, 24), (9, 9, 9)).save(tmp_path / "in" / "y.png")
+    (tmp_path / "in" / "y.png").replace(tmp_path / "in" / name)
+    if name != "y.png":
+        Image.new("RGB", (24, 24)).save(tmp_path / "in" / "y.jpg")
+    before = (tmp_path / "in" / name).read_bytes()
+    for images in (tmp_path / "in", tmp_path / "in" / "*"):
+        result = run("predict", images, "-c", trained[0] / "last.pt", "--out", tmp_path / "in" / ".." / "in")
+        assert_stopped(result, 1, "a result would be written over the image", name, "choose another folder")
+    assert (tmp_path / "in" / name).read_bytes() == before
+    assert len(list((tmp_path / "in").iterdir())) == (1 if name == "y.png" else 2)
+
+
+def test_images_of_two_sizes_make_no_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class TwoSizes(FewDigits):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            image, mask = super().__getitem__(index)
+            return (image, mask) if index % 2 else (image[..., 8:], mask[..., 8:])
+
+    monkeypatch.setattr(datasets, "open_split", lambda name, root, split: TwoSizes(split, 6, (32, 40)))
+    for workers in (0, 1):
+        result = run(*TRAIN, "--out", tmp_path / str(workers), "--batch-size", 6, "--workers", workers)
+        assert_stopped(result, 1, "different sizes, 32 x 32 and 32 x 40, make no batch: set crop or resize")
+    assert run(*TRAIN, "--out", tmp_path / "cropped", "--crop", "32,32", "--pictures", 0).exit_code == 0
 
 
 def test_a_folder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

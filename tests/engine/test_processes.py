@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -98,24 +99,37 @@ several = pytest.mark.skipif(
 )
 
 
-def torchrun(kind: str, folder: Path, ranks: int) -> subprocess.CompletedProcess[str]:
+def torchrun(kind: str, folder: Path, ranks: int, machines: int = 1, **variables: str) -> tuple[int, str]:
+    """Exit code and error stream of the first machine's torchrun; other machines are processes of this one."""
     folder.mkdir(exist_ok=True)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return subprocess.run(
-        [sys.executable, *launch, *command(kind, folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks // machines}"]
+    with socket.socket() as port:  # where none listens
+        port.bind(("127.0.0.1", 0))
+        place = ["--master-addr=127.0.0.1", f"--master-port={port.getsockname()[1]}"]
+    of_machine = [["--standalone"]]
+    if machines > 1:
+        of_machine = [[f"--nnodes={machines}", f"--node-rank={i}", *place] for i in range(machines)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    started = [
+        subprocess.Popen(
+            [*launch, *options, *command(kind, folder)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for options in of_machine
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in started]
+    return started[0].returncode, errors[0]
 
 
 @several
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_train_like_one_process(ranks: int, tmp_path: Path) -> None:
-    result = torchrun("ranks", tmp_path, ranks)
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize(("ranks", "machines"), [(2, 1), (3, 1), (2, 2)])
+def test_ranks_train_like_one_process(ranks: int, machines: int, tmp_path: Path) -> None:
+    code, errors = torchrun("ranks", tmp_path, ranks, machines)
+    assert code == 0, errors
     one = tmp_path / "one"
     torch.manual_seed(0)
     settings = toy.config(one, crop=(8, 12), ema=0.9)
@@ -137,8 +151,9 @@ def test_ranks_train_like_one_process(ranks: int, tmp_path: Path) -> None:
 
 
 @several
-def test_a_dead_rank_ends_the_job(tmp_path: Path) -> None:
-    result = torchrun("dead_rank", tmp_path, 2)
-    assert result.returncode != 0
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_dead_rank_ends_the_job(dead: int, tmp_path: Path) -> None:
+    code, errors = torchrun("dead_rank", tmp_path, 2, DEAD_RANK=str(dead))
+    assert code != 0
     assert checkpoint.load(tmp_path / "last.pt").training["step"] == 2
-    assert "segops: rank 0 of 2 stops: another rank ended or does not answer" in result.stderr
+    assert f"segops: rank {1 - dead} of 2 stops: another rank ended or does not answer" in errors

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import segops
-from segops.engine import checkpoint, trainer
+from segops.engine import checkpoint, interrupt, trainer
 from segops.engine.losses import TrainingLoss
 from segops.engine.output import RunError
 from segops.engine.ranks import Ranks
@@ -74,6 +74,8 @@ OPTIONS = {
         "workers": 1,
         "crop": (8, 8),
     },
+    # Its first steps overflow: the scale that they leave is part of the state.
+    "scaled": {"precision": "fp16", "ema": 0.9, "schedule": "cosine", "pixel_term": 300.0},
 }
 
 
@@ -83,6 +85,7 @@ def test_a_continuation_is_the_same_run(name: str, tmp_path: Path) -> None:
     whole = toy.trainer(toy.config(tmp_path / "whole", **OPTIONS[name]))
     whole.run()
     expected = checkpoint.load(tmp_path / "whole" / "last.pt")
+    assert (name == "scaled") == (0 < expected.training["scaler"].get("scale", 0) < 2**16)
     for stop in (1, 5) if name == "all" else (1, 3, 5):
         out = tmp_path / str(stop)
         stopped = toy.trainer(toy.config(out, **OPTIONS[name]))
@@ -129,7 +132,7 @@ def test_a_signal_stops_after_the_step(number: int, exit_code: int, tmp_path: Pa
 
 
 def test_a_resume_that_does_not_fit(tmp_path: Path) -> None:
-    toy.trainer(toy.config(tmp_path, steps=1)).run()
+    toy.trainer(toy.config(tmp_path, steps=2)).run()
     last = tmp_path / "last.pt"
     with pytest.raises(RunError, match=r"10 images in batches of 4 with seed 0, this run is on 10 .* batches of 5"):
         toy.trainer(toy.config(tmp_path, batch_size=5)).resume(last)
@@ -137,6 +140,8 @@ def test_a_resume_that_does_not_fit(tmp_path: Path) -> None:
         toy.trainer(toy.config(tmp_path, ema=0.9)).resume(last)
     with pytest.raises(RunError, match=r"last.pt do not fit the network: .*heads.0.weight"):
         toy.trainer(toy.config(tmp_path), toy.Toy(classes=4)).resume(last)
+    with pytest.raises(RunError, match="has done 2 steps, more than the 1 of this run"):
+        toy.trainer(toy.config(tmp_path, steps=1)).resume(last)
     with pytest.raises(RunError, match="was trained with another optimizer"):
         toy.trainer(toy.config(tmp_path, optimizer="sgd", momentum=0.5), OneGroup()).resume(last)
 
@@ -158,9 +163,72 @@ def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
         toy.trainer(toy.config(tmp_path), model).run()
 
 
+def test_a_scaled_loss_that_stays_no_number_stops(tmp_path: Path) -> None:
+    model = toy.Toy()
+    with torch.no_grad():
+        model.heads[0].bias.fill_(math.nan)
+    with pytest.raises(RunError, match=r"the loss is nan at step 1[5-9]"):
+        toy.trainer(toy.config(tmp_path, precision="fp16", steps=30, val_every=100), model).run()
+
+
+def test_weights_that_are_no_numbers_are_not_written(tmp_path: Path) -> None:
+    """Where the loss is not looked at before the checkpoint."""
+    run = toy.trainer(toy.config(tmp_path, steps=4, save_every=1, log_every=100, val_every=100))
+    train_step = run._train_step
+
+    def breaking(*arguments: Any) -> torch.Tensor:
+        loss = train_step(*arguments)
+        if run.step == 2:
+            with torch.no_grad():
+                run.model.norm.weight[0] = math.inf
+        return loss
+
+    run._train_step = breaking  # type: ignore[method-assign]
+    with pytest.raises(RunError, match=r"1 weights hold no numbers after step 3, the first is norm.weight; last.pt is"):
+        run.run()
+    assert checkpoint.load(tmp_path / "last.pt").training["step"] == 2
+
+
+def test_a_kill_between_two_checkpoints_loses_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best network is that of the last step; the process ends between the two files that are then due."""
+    settings = toy.config(tmp_path / "a", val_every=7, save_every=5)
+    save, written = checkpoint.save, []
+
+    def save_two(path: Path, content: checkpoint.Checkpoint) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        save(path, content)
+
+    run = toy.trainer(settings)
+    monkeypatch.setattr(checkpoint, "save", save_two)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    monkeypatch.undo()
+    again = toy.trainer(settings)
+    again.resume(tmp_path / "a" / "last.pt")
+    again.run()
+    toy.trainer(toy.config(tmp_path / "b", val_every=7, save_every=5)).run()
+    for name in ("last.pt", "best.pt"):
+        found, expected = (checkpoint.load(tmp_path / run / name).training for run in ("a", "b"))
+        assert_same(found, expected)
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = toy.trainer(toy.config(tmp_path))
+    ask_after(stopped, 2)
+    ask_after(stopped, 2, signal.SIGTERM)
+    with pytest.raises(RunError, match="interrupted after step 2 of 7"):
+        stopped.run()
+    monkeypatch.setattr(interrupt, "_SAME", -1.0)
+    ask_after(impatient := toy.trainer(toy.config(tmp_path)), 2)
+    ask_after(impatient, 2)
+    with pytest.raises(KeyboardInterrupt):
+        impatient.run()
+
+
 def test_settings_that_do_not_fit(tmp_path: Path) -> None:
     for values, message in (
-        ({"precision": "fp16"}, "precision fp16 needs a CUDA device"),
         ({"loss": "dice_bce"}, "loss 'dice_bce' is for one class, the network has 3"),
         ({"loss": "u2net"}, "loss 'u2net' is for one class, the network has 3"),
         ({"sync_norm": True}, "sync_norm needs CUDA devices, as torch.nn.SyncBatchNorm does; this is cpu"),
