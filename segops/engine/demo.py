@@ -13,18 +13,18 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from segops import models
 from segops.data import DigitScenes
 from segops.engine import op_table
+from segops.engine.evaluate import Preparation, measure
 from segops.engine.output import OutputDirectory, RunError
 from segops.engine.picture import loss_png, prediction_png
-from segops.metrics import SegmentationMetrics
+from segops.engine.progress import TrainingProgress
+from segops.engine.ranks import Ranks
 from segops.ops.deep_supervision_loss import deep_supervision_loss
-from segops.prediction import predict
 
 FILES = ("prediction.png", "loss.png", "metrics.json")
 _SHOWN = 6  # scenes in the picture
@@ -64,11 +64,11 @@ QUICK = DemoConfig(steps=12, batch_size=4, size=48, val_scenes=8, rounds=2)
 """Every stage in a few seconds, with a network that has not learnt much."""
 
 
-def run_demo(config: DemoConfig, console: Console) -> dict[str, Tensor]:
+def run_demo(config: DemoConfig, console: Console) -> dict[str, Any]:
     """Train, evaluate, write the files named in `FILES`, and print the table of operators.
 
     Returns:
-        What :class:`segops.metrics.SegmentationMetrics` tells of the held-out scenes.
+        What :func:`segops.engine.evaluate.measure` tells of the held-out scenes.
 
     Raises:
         RunError: no such network, or one that does not take scenes of this size; a file cannot be written, a package is
@@ -92,7 +92,7 @@ def run_demo(config: DemoConfig, console: Console) -> dict[str, Tensor]:
     return scores
 
 
-def _train_and_report(config: DemoConfig, output: OutputDirectory, console: Console) -> dict[str, Tensor]:
+def _train_and_report(config: DemoConfig, output: OutputDirectory, console: Console) -> dict[str, Any]:
     size = (config.size, config.size)
     held_out = DataLoader(DigitScenes("val", config.val_scenes, size, seed=config.seed), batch_size=32)
     model = network(config)
@@ -107,9 +107,11 @@ def _train_and_report(config: DemoConfig, output: OutputDirectory, console: Cons
     # The time is not in the record: two runs of the same seed write the same files.
     console.print(f"Training took {time.perf_counter() - begin:.0f} s.", highlight=False)
 
-    scores, shown = evaluate(model, held_out)
+    # Images as they are, on this process alone.
+    prepare, ranks = Preparation((0.0,) * 3, (1.0,) * 3, channels_last=True), Ranks(0, 1, torch.device("cpu"))
+    scores, shown = measure(model, held_out, prepare, ranks, len(DigitScenes.classes), None, _SHOWN)
     console.print(f"On {config.val_scenes} scenes of digits and photographs held out from training:")
-    accuracy, miou = float(scores["pixel_accuracy"]), float(scores["miou"])
+    accuracy, miou = scores["pixel_accuracy"], scores["miou"]
     console.print(f"  pixel accuracy {accuracy:.4f}")
     console.print(f"  mIoU           {miou:.4f}")
 
@@ -127,12 +129,12 @@ def _train_and_report(config: DemoConfig, output: OutputDirectory, console: Cons
         "pixel_accuracy": accuracy,
         "miou": miou,
         "iou": {
-            name: None if math.isnan(iou) else iou
-            for name, iou in zip(DigitScenes.classes, scores["iou"].tolist(), strict=True)
+            name: None if math.isnan(iou) else iou for name, iou in zip(DigitScenes.classes, scores["iou"], strict=True)
         },
         "losses": losses,
     }
-    output.write("prediction.png", prediction_png(*shown, DigitScenes.classes, DigitScenes.palette, summary))
+    pictures = [torch.stack(kind) for kind in zip(*shown, strict=True)]
+    output.write("prediction.png", prediction_png(*pictures, DigitScenes.classes, DigitScenes.palette, summary))
     output.write("loss.png", loss_png(losses, "cross-entropy and Dice loss while training"))
     output.write("metrics.json", (json.dumps(record, indent=1) + "\n").encode())
     console.print(f"Written to {config.out}: {', '.join(output.written)}", soft_wrap=True)
@@ -161,22 +163,14 @@ def train(model: models.SegmentationModel, config: DemoConfig, console: Console)
         optimizer,
         lambda step: min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * step / config.steps)),
     )
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     losses: list[float] = []
     model.train()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=config.steps, loss="-")
+    with TrainingProgress(console, 0, config.steps, config.batch_size) as progress:
         for images, labels in DataLoader(scenes, config.batch_size):
             losses.append(train_step(model, optimizer, images, labels))
             schedule.step()
-            progress.update(task, advance=1, loss=f"{losses[-1]:.3f}")
+            progress.report(loss=losses[-1])
+            progress.advance()
     return losses
 
 
@@ -193,21 +187,6 @@ def train_step(
     loss.backward()
     optimizer.step()
     return loss.item()
-
-
-def evaluate(
-    model: nn.Module, scenes: DataLoader[tuple[Tensor, Tensor]]
-) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Scores over all scenes; images, labels and predictions of the first few."""
-    metrics = SegmentationMetrics(len(DigitScenes.classes))
-    shown = None
-    for images, labels in scenes:
-        prediction = predict(model, images.contiguous(memory_format=torch.channels_last))
-        metrics.update(prediction, labels)
-        if shown is None:
-            shown = (images[:_SHOWN], labels[:_SHOWN], prediction[:_SHOWN].long())
-    assert shown is not None
-    return metrics.compute(), shown
 
 
 @contextmanager
