@@ -71,8 +71,11 @@ def _line(error: BaseException) -> tuple[str, int]:
         return " ".join(text.split()), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
-        return f"out of memory: a smaller batch, smaller images or 16 bits need less ({first})", 1
+    # PyTorch's allocator on a CPU and segops' operators say it with a RuntimeError.
+    words = ("can't allocate memory", "out of memory")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in first for word in words):
+        found = f" ({first})" if first else ""
+        return f"out of memory: a smaller batch, smaller images, tiles or 16 bits need less{found}", 1
     if isinstance(error, ModuleNotFoundError):
         return f"this needs {error.name}; install it with: pip install 'segops[train]'", 1
     if isinstance(error, OSError) and error.filename is not None:

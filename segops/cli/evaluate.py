@@ -15,7 +15,9 @@ from rich.table import Table
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="File that `segops train` has written.", metavar="CHECKPOINT")],
     data: Annotated[str | None, typer.Option(help="Dataset; by default that of the training.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Its folder; by default that of the training.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Its folder; by default the training's, if it is the same dataset.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="By default that which the training measured on.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,

@@ -133,8 +133,9 @@ def _train_and_report(config: DemoConfig, output: OutputDirectory, console: Cons
         },
         "losses": losses,
     }
-    pictures = [torch.stack(kind) for kind in zip(*shown, strict=True)]
-    output.write("prediction.png", prediction_png(*pictures, DigitScenes.classes, DigitScenes.palette, summary))
+    images, labels, predictions = (torch.stack(kind) for kind in zip(*shown, strict=True))
+    picture = prediction_png(images, labels, predictions, DigitScenes.classes, DigitScenes.palette, summary)
+    output.write("prediction.png", picture)
     output.write("loss.png", loss_png(losses, "cross-entropy and Dice loss while training"))
     output.write("metrics.json", (json.dumps(record, indent=1) + "\n").encode())
     console.print(f"Written to {config.out}: {', '.join(output.written)}", soft_wrap=True)

@@ -32,7 +32,7 @@ def evaluate(
     workers: int = 0,
     device: str = "auto",
 ) -> tuple[dict[str, Any], Classes, bool]:
-    """Measure the network of a checkpoint; None stands for what it was trained with.
+    """Measure the network of a checkpoint; None stands for what it was trained with, of the same data.
 
     Returns:
         The scores of :func:`segops.engine.evaluate.measure`, the classes, and whether this is the first process, whose
@@ -44,7 +44,8 @@ def evaluate(
     found = checkpoint.load(path)
     config = TrainConfig.of(found.config)
     name = data or config.data
-    dataset = datasets.open_split(name, root or config.root, split or config.val_split)
+    root = config.root if root is None and name == config.data else root
+    dataset = datasets.open_split(name, root, split or config.val_split)
     if len(dataset.classes) != len(found.classes.names):
         raise RunError(f"{path} tells {len(found.classes.names)} classes apart, {name} has {len(dataset.classes)}")
     model = found.network(path)

@@ -153,7 +153,9 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: 9"),
+        RuntimeError("segops: out of memory for a tensor [4, 64, 1500, 1500] of the CPU"),
+        MemoryError(),
     ],
 )
 def test_out_of_memory(error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -161,7 +163,9 @@ def test_out_of_memory(error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_pa
         raise error
 
     monkeypatch.setattr(loop.Trainer, "_train_step", fail)
-    assert_stopped(run(*TRAIN, "--out", tmp_path), 1, "out of memory: a smaller batch, smaller images or 16 bits")
+    assert_stopped(
+        run(*TRAIN, "--out", tmp_path), 1, "out of memory: a smaller batch, smaller images, tiles or 16 bits"
+    )
 
 
 def test_evaluate(trained: tuple[Path, Any], tmp_path: Path) -> None:
@@ -204,6 +208,21 @@ def test_evaluate_on_data_of_other_classes(trained: tuple[Path, Any], monkeypatc
     monkeypatch.setattr(datasets, "open_split", lambda *_: toy.Squares(2))
     result = run("evaluate", trained[0] / "last.pt", "--data", "squares")
     assert_stopped(result, 1, "tells 11 classes apart, squares has 3")
+
+
+def test_the_folder_of_the_training_is_not_that_of_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of digits, which have none: they are measured, not refused."""
+    opened: list[Any] = []
+
+    def opening(name: str, root: Path | None, split: str) -> FewDigits:
+        opened.append((name, root))
+        return FewDigits(split, 2, (32, 40))
+
+    monkeypatch.setattr(datasets, "open_split", opening)
+    assert run(*TRAIN, "--data", "voc", "--root", tmp_path, "--out", tmp_path / "a", "--pictures", 0).exit_code == 0
+    for options in ((), ("--data", "digits"), ("--data", "camvid", "--root", tmp_path / "b")):
+        assert run("evaluate", tmp_path / "a" / "last.pt", *options).exit_code == 0
+    assert opened[-3:] == [("voc", tmp_path), ("digits", None), ("camvid", tmp_path / "b")]
 
 
 def test_weights_of_another_network(trained: tuple[Path, Any], tmp_path: Path) -> None:
@@ -360,4 +379,18 @@ def test_help_names_every_setting() -> None:
     assert result.exit_code == 0
     for name in loop.TrainConfig().plain():
         assert f"--{name.replace('_', '-')}" in result.output
-    assert run("--show-completion", "bash").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("pre", ["predict"]),
+        ("train --model segnet", ["segnet", "segnet_basic"]),
+        ("train --data c", ["camvid", "cityscapes"]),
+    ],
+)
+def test_the_shell_completes(typed: str, expected: list[str]) -> None:
+    words = f"segops {typed}"
+    asked = {"_SEGOPS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(typed.split()))}
+    assert CliRunner().invoke(app, [], env=asked, prog_name="segops").output.split() == expected
+    assert "_SEGOPS_COMPLETE" in CliRunner().invoke(app, ["--show-completion", "bash"], prog_name="segops").output
