@@ -115,6 +115,23 @@ def _raise_bad(record: Tensor, describe: Describe) -> None:
     _raise(record, describe)
 
 
+def report_found(bad: Tensor, labels: Tensor, validate: str, describe: Describe) -> None:
+    """Count or raise, as `validate` says, what a reference has found: the labels where they are `bad`.
+
+    Not inside a compiled graph. A label of floating point is told by the bits of a double.
+    """
+    if validate == "off" or torch.compiler.is_compiling():
+        return
+    count = int(bad.sum())
+    if count and validate == "count":
+        count_bad_data(count)
+    elif count:
+        position = int(bad.flatten().int().argmax())
+        first = labels.flatten()[position]
+        value = first.double().view(torch.int64) if first.is_floating_point() else first
+        raise ValueError(describe(count, position, int(value)))
+
+
 def raise_arrived() -> None:
     """Raise ValueError for bad data of an earlier call on a device, if its record has come. Never waits."""
     # Not where a graph is made: compilation would depend on what is pending, and a capture must not query events.

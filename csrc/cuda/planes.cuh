@@ -10,7 +10,6 @@
 namespace segops::cuda {
 
 // Kernels say that one or two blocks on a multiprocessor are enough: else ptxas spills to have room for more.
-// more.
 constexpr int kPlaneThreads = 256;
 
 template <class T>

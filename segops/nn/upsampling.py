@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segops.ops.upsample_arguments import DTYPES
+from segops._dtypes import FLOATING
 from segops.ops.upsample_bilinear import upsample_bilinear2d, upsample_cat
 from segops.ops.upsample_nearest import bed_of_nails2d, upsample_nearest2d
 from segops.recompute import remember
@@ -39,7 +39,7 @@ class Upsample(nn.Upsample):
     def applies(self, input: Tensor) -> bool:
         """Whether segops has an operator for this mode and this input."""
         ours = self.mode == "bilinear" or (self.mode == "nearest" and self.align_corners is None)
-        return ours and input.ndim == 4 and input.dtype in DTYPES
+        return ours and input.ndim == 4 and input.dtype in FLOATING
 
     def _recomputed(self, input: Tensor) -> tuple[int, int]:
         """The size alone decides where outputs are read."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from segops import backends, errors
+from segops._dtypes import FLOATING
 from segops._library import define_op
 from segops.reference import confusion_matrix as reference
 
 OP = "confusion_matrix"
-_LOGITS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 _INTEGER = (int, torch.SymInt)
 
@@ -98,15 +99,9 @@ def _by_reference(prediction: Tensor, target: Tensor, classes: int, ignore_index
     ignored = torch.zeros_like(label, dtype=torch.bool) if ignore_index is None else label == ignore_index
     bad = ((label < 0) | (label >= classes)) & ~ignored
     bad_prediction = ((predicted < 0) | (predicted >= classes)) & ~ignored & ~bad
-    if not torch.compiler.is_compiling():
-        for wrong, values, ignore, name in (
-            (bad, label, ignore_index, "target"),
-            (bad_prediction, predicted, None, "prediction"),
-        ):
-            if count := int(wrong.sum()):
-                position = int(wrong.flatten().int().argmax())
-                value, shape = int(values.flatten()[position]), list(values.shape)
-                raise ValueError(errors.describe_bad_labels(OP, count, position, value, shape, classes, ignore, name))
+    describe = partial(errors.describe_bad_labels, OP, shape=list(label.shape), classes=classes)
+    errors.report_found(bad, label, "raise", partial(describe, ignore_index=ignore_index, name="target"))
+    errors.report_found(bad_prediction, predicted, "raise", partial(describe, ignore_index=None, name="prediction"))
     keep = ~(ignored | bad | bad_prediction)
     return reference.confusion_matrix(predicted, torch.where(keep, label, -1), classes, -1)
 
@@ -118,7 +113,7 @@ def _check(prediction: Any, target: Any, num_classes: Any, ignore_index: Any) ->
             raise TypeError(f"segops.{OP}: {name} must be a Tensor, got {type(t).__name__}")
         if t.layout != torch.strided:
             raise TypeError(f"segops.{OP}: {name} must be a dense tensor, got {t.layout}")
-    if prediction.dtype not in (*_LOGITS, *_LABELS):
+    if prediction.dtype not in (*FLOATING, *_LABELS):
         raise TypeError(
             f"segops.{OP}: prediction must be logits (float32, float64, bfloat16 or float16) or a label map (uint8, "
             f"int16, int32 or int64), got {_name(prediction.dtype)}"

@@ -6,12 +6,14 @@ them.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from segops import backends, errors
+from segops._dtypes import accumulation_dtype
 from segops._layout import empty_like_pixels, pixel_stride
 from segops._library import define_op, no_double_backward
 from segops.ops import loss_arguments as common
@@ -56,7 +58,7 @@ def _fake_statistics(
     align_corners: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, c = logits.shape[:2]
-    dtype = common.accumulation_dtype(logits)
+    dtype = accumulation_dtype(logits)
     if not with_map:
         bce_map = logits.new_empty((0,), dtype=dtype)
     elif align_corners is None:
@@ -204,7 +206,7 @@ def dice_bce_loss(
         ranks.check_group(OP, process_group, reduction)
     chosen = backends.resolve(backend, logits.device)
     dtype = common.result_dtype(logits)
-    accumulate = common.accumulation_dtype(logits)
+    accumulate = accumulation_dtype(logits)
     with_map = reduction == "none"
     given = target
     ignored = ignore_index if ignore_index is None or _has(target.dtype, ignore_index) else None
@@ -213,7 +215,9 @@ def dice_bce_loss(
         logits = interpolated(logits.to(accumulate), target.shape[2:], align_corners)
         interpolate = False
     if chosen == "reference":
-        _report_bad_labels(given, ignored, ignore_index, validate)
+        soft, shape = given.is_floating_point(), list(given.shape)
+        describe = partial(errors.describe_bad_probabilities, OP, shape=shape, soft=soft, ignore_index=ignore_index)
+        errors.report_found(reference.bad_labels(given, ignored), given, validate, describe)
         sums, bce_sums, bce_map = reference.statistics(
             logits.to(accumulate), target, pos_weight, pixel_weight, ignored, float(focal_gamma), squared
         )
@@ -271,19 +275,3 @@ def _has(dtype: torch.dtype, value: int) -> bool:
             return False
         value //= 2
     return True
-
-
-def _report_bad_labels(target: Tensor, ignored: int | None, ignore_index: int | None, validate: str) -> None:
-    """Raise or count, as `validate` says, not inside a compiled graph. `ignored`: the index, if a label can be it."""
-    if validate == "off" or torch.compiler.is_compiling():
-        return
-    bad = reference.bad_labels(target, ignored)
-    count = int(bad.sum())
-    if count and validate == "count":
-        errors.count_bad_data(count)
-    elif count:
-        position = int(bad.flatten().int().argmax())
-        first = target.flatten()[position]
-        value = first.double().view(torch.int64) if first.is_floating_point() else first
-        record = torch.tensor([count, position, int(value)])
-        errors.raise_bad_probabilities(OP, record, target, ignore_index)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segops._dtypes import FLOATING, accumulation_dtype
 from segops.ops import loss_arguments as common
 
 OP = "dice_bce_loss"
-LABEL_DTYPES = (torch.bool, torch.uint8, *common.LOGITS_DTYPES)
+LABEL_DTYPES = (torch.bool, torch.uint8, *FLOATING)
 
 
 def check_tensors(logits: Tensor, target: Tensor, pos_weight: Tensor | None, pixel_weight: Tensor | None) -> bool:
@@ -64,7 +65,7 @@ def with_channels(
     if pos_weight is not None:
         pos_weight = pos_weight.to(torch.float64).reshape(-1).expand(logits.shape[1]).contiguous()
     if pixel_weight is not None:
-        pixel_weight = pixel_weight.to(common.accumulation_dtype(logits))
+        pixel_weight = pixel_weight.to(accumulation_dtype(logits))
         if pixel_weight.ndim < logits.ndim:
             pixel_weight = pixel_weight.unsqueeze(1)
     return logits, target, pos_weight, pixel_weight

@@ -7,12 +7,14 @@ first two the sums of several ranks can be added.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from segops import backends, errors
+from segops._dtypes import accumulation_dtype
 from segops._layout import empty_like_pixels, pixel_stride
 from segops._library import define_op, no_double_backward
 from segops.ops import loss_arguments as common
@@ -62,7 +64,7 @@ def _fake_statistics(
     return (
         logits.new_empty((n, 3, c) if with_overlap else (0,), dtype=torch.float64),
         logits.new_empty((2,), dtype=torch.float64),
-        logits.new_empty(target.shape if with_map else (0,), dtype=common.accumulation_dtype(logits)),
+        logits.new_empty(target.shape if with_map else (0,), dtype=accumulation_dtype(logits)),
         logits.new_empty((c, c) if with_confusion else (0,), dtype=torch.int64),
         logits.new_empty((3,), dtype=torch.int64),
     )
@@ -212,7 +214,7 @@ def dice_ce_loss(
         ranks.check_group(OP, process_group, reduction)
     chosen = backends.resolve(backend, logits.device)
     dtype = common.result_dtype(logits)
-    accumulate = common.accumulation_dtype(logits)
+    accumulate = accumulation_dtype(logits)
     with_map = reduction == "none"
     if interpolate and (chosen == "reference" or not common.is_coarse(logits, target)):
         logits = reference.interpolated(logits.to(accumulate), target.shape[1:], align_corners)
@@ -271,14 +273,7 @@ def _reference_target(target: Tensor, classes: int, ignore_index: int, validate:
     """The target with bad labels turned into ignored ones, after they were reported (not inside a compiled graph)."""
     label = target.long()
     bad = ((label < 0) | (label >= classes)) & (label != ignore_index)
-    if validate != "off" and not torch.compiler.is_compiling():
-        count = int(bad.sum())
-        if count and validate == "count":
-            errors.count_bad_data(count)
-        elif count:
-            position = int(bad.flatten().int().argmax())
-            value = int(label.flatten()[position])
-            raise ValueError(
-                errors.describe_bad_labels(OP, count, position, value, list(target.shape), classes, ignore_index)
-            )
+    shape = list(target.shape)
+    describe = partial(errors.describe_bad_labels, OP, shape=shape, classes=classes, ignore_index=ignore_index)
+    errors.report_found(bad, label, validate, describe)
     return torch.where(bad, ignore_index, label)

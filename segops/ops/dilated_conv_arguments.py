@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segops.ops.upsample_arguments import DTYPES, SIZES, check_image, is_beyond
+from segops._dtypes import FLOATING
+from segops.ops.upsample_arguments import SIZES, check_image, is_beyond
 from segops.reference.dilated_conv import ACTIVATIONS
 
 OP = "dilated_conv2d"
@@ -31,7 +32,7 @@ def check_tensors(input: Any, weight: Any, groups: Any) -> None:
     check_image(OP, "input", input)
     if not isinstance(weight, Tensor):
         raise TypeError(f"segops.{OP}: weight must be a tensor, got {type(weight).__name__}")
-    if weight.layout != torch.strided or weight.dtype not in DTYPES:
+    if weight.layout != torch.strided or weight.dtype not in FLOATING:
         raise TypeError(f"segops.{OP}: weight must be dense and floating point, got {weight.dtype} {weight.layout}")
     if weight.ndim != 4 or 0 in weight.shape:
         raise ValueError(
@@ -59,7 +60,7 @@ def check_vector(name: str, t: Any, channels: int, input: Tensor) -> Tensor | No
         return None
     if not isinstance(t, Tensor):
         raise TypeError(f"segops.{OP}: {name} must be a tensor, got {type(t).__name__}")
-    if t.dtype not in DTYPES:
+    if t.dtype not in FLOATING:
         raise TypeError(f"segops.{OP}: {name} must be floating point, got {t.dtype}")
     if t.shape != (channels,):
         raise ValueError(f"segops.{OP}: {name} must be [C_out] = [{channels}], got {list(t.shape)}")

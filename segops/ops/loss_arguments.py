@@ -13,18 +13,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from segops import errors
-
-LOGITS_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from segops._dtypes import FLOATING, accumulation_dtype
 
 INTEGER = (int, torch.SymInt)
 NUMBER = (int, float, torch.SymInt, torch.SymFloat)
 LARGEST = sys.float_info.max  # an int beyond it is no float
 
 Overlap = str | tuple[str, float, float]
-
-
-def accumulation_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def result_dtype(logits: Tensor) -> torch.dtype:
@@ -118,7 +113,7 @@ def check_types(op: str, logits: Tensor, target: Tensor, label_dtypes: Collectio
         if not isinstance(t, Tensor):
             raise TypeError(f"segops.{op}: {name} must be a Tensor, got {type(t).__name__}")
         _require_dense(op, name, t)
-    if logits.dtype not in LOGITS_DTYPES:
+    if logits.dtype not in FLOATING:
         raise TypeError(f"segops.{op}: logits must be float32, float64, bfloat16 or float16, got {_name(logits.dtype)}")
     if target.dtype not in label_dtypes:
         raise TypeError(f"segops.{op}: target must be {labels}, got {_name(target.dtype)}")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from segops import backends
+from segops._dtypes import FLOATING, accumulation_dtype
 from segops._library import define_op
 from segops.ops.upsample_arguments import output_size
 from segops.reference import upsample_argmax as reference
 
 OP = "upsample_argmax"
-_LOGITS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 #: How many classes labels of each dtype can tell apart.
 _CLASSES = {torch.uint8: 1 << 8, torch.int16: 1 << 15, torch.int32: 1 << 31, torch.int64: 1 << 63}
 
@@ -23,8 +23,9 @@ def _fake(
     logits: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype, with_score: bool
 ) -> tuple[Tensor, Tensor]:
     shape = (logits.shape[0], height, width)
-    score = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.new_empty(shape, dtype=dtype), logits.new_empty(shape if with_score else (0,), dtype=score)
+    return logits.new_empty(shape, dtype=dtype), logits.new_empty(
+        shape if with_score else (0,), dtype=accumulation_dtype(logits)
+    )
 
 
 define_op(
@@ -87,7 +88,7 @@ def upsample_argmax(
 def _check(logits: Any, align_corners: Any, dtype: Any, return_score: Any) -> None:
     if not isinstance(logits, Tensor):
         raise TypeError(f"segops.{OP}: logits must be a tensor, got {type(logits).__name__}")
-    if logits.dtype not in _LOGITS:
+    if logits.dtype not in FLOATING:
         raise TypeError(f"segops.{OP}: logits must be float32, float64, bfloat16 or float16, got {logits.dtype}")
     if logits.layout != torch.strided:
         raise TypeError(f"segops.{OP}: logits must be a dense tensor, got {logits.layout}")

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from segops._dtypes import FLOATING
+
 #: Sizes below it, so that none is beyond 64 bits, nor what is computed from it.
 SIZES = 1 << 31
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_image(op: str, name: str, x: Any) -> None:
     """A dense floating-point tensor [N, C, h, w] that has pixels, or a TypeError or ValueError."""
     if not isinstance(x, Tensor):
         raise TypeError(f"segops.{op}: {name} must be a tensor, got {type(x).__name__}")
-    if x.dtype not in DTYPES:
+    if x.dtype not in FLOATING:
         raise TypeError(f"segops.{op}: {name} must be float32, float64, bfloat16 or float16, got {x.dtype}")
     if x.layout != torch.strided:
         raise TypeError(f"segops.{op}: {name} must be a dense tensor, got {x.layout}")

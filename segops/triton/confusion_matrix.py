@@ -6,13 +6,15 @@ small enough, and adds its counts to the results, which are integers: the order 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from segops import _library, errors
-from segops.triton._runtime import TRITON_DTYPE, as_rows, launch
+from segops import errors
+from segops.triton._runtime import as_rows, computing_dtype, launch, report
 from segops.triton.dice_ce_loss_tile import first_largest, image_of_program, store_bad_labels
 from segops.triton.numeric import widen
 
@@ -178,7 +180,7 @@ def confusion_matrix(
     prediction: Tensor, target: Tensor, num_classes: int, has_ignore_index: bool, ignore_index: int, on_bad: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``segops_triton::confusion_matrix``."""
-    of_logits, shape = prediction.is_floating_point(), tuple(prediction.shape)
+    of_logits = prediction.is_floating_point()
     _check(prediction, target, num_classes)
     counts = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=target.device)
     bins = triton.next_power_of_2(num_classes * num_classes)
@@ -191,9 +193,8 @@ def confusion_matrix(
         block_p = max(32, min(512, (4096 if rows.stride(2) == 1 else 2048) // block_c))
         chunks, steps = _cut(pixels, block_p)
         partial = torch.empty((1, n * chunks, 2), dtype=torch.int64, device=target.device)
-        accumulate = torch.float64 if prediction.dtype == torch.float64 else torch.float32
         strides = (*rows.stride(), chunks, steps, ignore_index)
-        options |= {"T": TRITON_DTYPE[accumulate], "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 8}
+        options |= {"T": computing_dtype(prediction), "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 8}
         arguments = (rows, labels, counts, partial, classes, pixels, *strides)
         launch(confusion_matrix_logits_kernel, n * chunks, target, *arguments, **options)
         predicted = None
@@ -207,9 +208,11 @@ def confusion_matrix(
     of_kinds = (partial, labels, predicted, records, partial.shape[1])
     launch(confusion_matrix_bad_data_kernel, partial.shape[0], target, *of_kinds, BLOCK=512, num_warps=4)
     bad_labels, bad_predictions = records[0].clone(), records[1:].flatten().clone()
-    _report(bad_labels, on_bad, target.shape, num_classes, ignore_index if has_ignore_index else None, "target")
+    describe = functools.partial(errors.describe_bad_labels, OP, shape=list(target.shape), classes=num_classes)
+    ignored = ignore_index if has_ignore_index else None
+    report(bad_labels, on_bad, functools.partial(describe, ignore_index=ignored, name="target"))
     if not of_logits:
-        _report(bad_predictions, on_bad, shape, num_classes, None, "prediction")
+        report(bad_predictions, on_bad, functools.partial(describe, ignore_index=None, name="prediction"))
     return counts, bad_labels, bad_predictions
 
 
@@ -229,22 +232,3 @@ def _check(prediction: Tensor, target: Tensor, num_classes: int) -> None:
         shape = (shape[0], *shape[2:])
     if tuple(target.shape) != shape or target.is_floating_point() or num_classes < 1:
         raise RuntimeError(f"segops.{OP}: target must be labels {list(shape)} of at least one class")
-
-
-def _report(
-    record: Tensor, on_bad: int, shape: torch.Size | tuple[int, ...], classes: int, ignore_index: int | None, name: str
-) -> None:
-    """Reading a record would wait for a device: there, what is to be raised is left to the CUDA library."""
-    if on_bad == errors.RECORD:
-        return
-    if record.is_cuda:
-        if _library.cuda_unavailable is None:
-            torch.ops.segops.note_bad_data(record, on_bad)
-        return
-    count, position, value = record.tolist()
-    if on_bad == errors.COUNT:
-        errors.count_bad_data(count)
-    elif count:
-        raise RuntimeError(
-            errors.describe_bad_labels(OP, count, position, value, list(shape), classes, ignore_index, name)
-        )

@@ -6,23 +6,25 @@ kernel adds them in a fixed order. The loss made of the sums is `dice_ce_loss_va
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from segops import _library, errors
+from segops import errors
+from segops._dtypes import accumulation_dtype
 from segops._layout import empty_like_pixels
 from segops.reference.dice_bce_loss import SOFT_LABEL_SLACK
-from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, as_rows, launch
+from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, as_rows, launch, report
 from segops.triton.dice_bce_loss_coarse import dice_bce_loss_coarse_gather_kernel
 from segops.triton.dice_bce_loss_tile import (
     dice_bce_loss_backward_kernel,
     dice_bce_loss_statistics_kernel,
     dice_bce_loss_sums_kernel,
 )
-from segops.triton.interpolate import lanes_per_input, linear_step
+from segops.triton.interpolate import coarse_grid, lanes_per_input
 
 OP = "dice_bce_loss"
 #: Elements of a tile. With neighbouring channels, half as many: the sums of each element stay with its thread.
@@ -94,7 +96,7 @@ def _inputs(
     if pixel_weight is not None:
         pixel_weight = _rows_like(pixel_weight, across and pixel_weight.shape[1] > 1).expand(labels.shape)
     cut = plan(labels.shape, across, coarse)
-    accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    accumulate = accumulation_dtype(logits)
     constants = {
         "T": TRITON_DTYPE[accumulate],
         "HAS_IGNORE": ignore_index is not None,
@@ -171,7 +173,7 @@ def statistics(
         *given.target.stride(),
         *given.weight_strides,
         *((0, 0, 0) if map_rows is None else map_rows.stride()),
-        *((1, 1, 1, 0.0, 0.0) if align_corners is None else _grid(logits, target, align_corners)),
+        *((1, 1, 1, 0.0, 0.0) if align_corners is None else coarse_grid(logits, target, align_corners)),
         cut.chunks,
         cut.steps,
         given.ignore,
@@ -206,8 +208,9 @@ def statistics(
         BLOCK=512,
         num_warps=4,
     )
-    if on_bad != errors.RECORD:
-        _report(bad_labels, target, ignore_index, on_bad)
+    soft, shape = target.is_floating_point(), list(target.shape)
+    describe = partial(errors.describe_bad_probabilities, OP, shape=shape, soft=soft, ignore_index=ignore_index)
+    report(bad_labels, on_bad, describe, errors.RAISE_SOFT if soft and on_bad == errors.RAISE else on_bad)
     return overlap, bce, bce_map, bad_labels
 
 
@@ -247,7 +250,7 @@ def backward(
         constants = given.constants | {"INTERPRETING": INTERPRETING}
         launch(dice_bce_loss_backward_kernel, given.programs, logits, *tensors, *sizes, **constants)
         return grad_logits
-    width, h, w, *steps = _grid(logits, target, align_corners)
+    width, h, w, *steps = coarse_grid(logits, target, align_corners)
     # Pixels side by side, for as many coarse pixels as there is room for: a thread has the taps of two lanes at most.
     lanes = min(given.plan.block_p, 512)
     block_x = lanes_per_input(w, width, lanes)
@@ -260,24 +263,3 @@ def backward(
         dice_bce_loss_coarse_gather_kernel, programs, logits, *tensors, *sizes, **constants, INTERPRETING=INTERPRETING
     )
     return grad_logits
-
-
-def _grid(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[int, int, int, float, float]:
-    """Width of the target, height and width of coarse logits, and the steps between pixels in coarse ones."""
-    (h, w), (height, width) = logits.shape[2:], target.shape[2:]
-    return width, h, w, linear_step(h, height, align_corners), linear_step(w, width, align_corners)
-
-
-def _report(bad_labels: Tensor, target: Tensor, ignore_index: int | None, on_bad: int) -> None:
-    soft = target.is_floating_point()
-    if bad_labels.is_cuda:
-        if _library.cuda_unavailable is None:
-            kept = errors.RAISE_SOFT if soft and on_bad == errors.RAISE else on_bad
-            torch.ops.segops.note_bad_data(bad_labels, kept)
-        return
-    count, position, label = bad_labels.tolist()
-    if on_bad == errors.COUNT:
-        errors.count_bad_data(count)
-    elif count:
-        shape = list(target.shape)
-        raise RuntimeError(errors.describe_bad_probabilities(OP, count, position, label, shape, soft, ignore_index))

@@ -8,14 +8,17 @@ kernel that streams memory has little to gain, so the tile follows from dtype an
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from segops import _library, errors
-from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, as_rows, launch
+from segops import errors
+from segops._dtypes import accumulation_dtype
+from segops._layout import empty_like_pixels
+from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, as_rows, launch, report
 from segops.triton.dice_ce_loss_coarse import dice_ce_loss_coarse_gather_kernel
 from segops.triton.dice_ce_loss_sweep import (
     dice_ce_loss_backward_sweep_kernel,
@@ -24,7 +27,7 @@ from segops.triton.dice_ce_loss_sweep import (
 )
 from segops.triton.dice_ce_loss_tile import dice_ce_loss_backward_tile_kernel, dice_ce_loss_statistics_tile_kernel
 from segops.triton.dice_ce_loss_value import dice_ce_loss_sums_kernel, dice_ce_loss_value_kernel
-from segops.triton.interpolate import lanes_per_input, linear_step
+from segops.triton.interpolate import coarse_grid, lanes_per_input
 
 OP = "dice_ce_loss"
 #: With more classes than this, a tile of all of them does not fit into registers.
@@ -102,12 +105,6 @@ def _inputs(
     )
 
 
-def _grid(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[int, int, int, float, float]:
-    """Width of the target, height and width of coarse logits, and the steps between pixels in coarse ones."""
-    (h, w), (height, width) = logits.shape[2:], target.shape[1:]
-    return width, h, w, linear_step(h, height, align_corners), linear_step(w, width, align_corners)
-
-
 def statistics(
     logits: Tensor,
     target: Tensor,
@@ -129,7 +126,7 @@ def statistics(
     coarse = align_corners is not None
     given = _inputs(logits, target, weight, pixel_weight, coarse)
     (n, c), cut = given.logits.shape[:2], given.plan
-    accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    accumulate = accumulation_dtype(logits)
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
@@ -145,7 +142,7 @@ def statistics(
 
     bins = triton.next_power_of_2(c * c) if with_confusion else 0
     tile = {"FOLD": cut.fold, "BINS": max(bins, 2) if 0 < bins <= _MOST_BINS else 0}
-    grid = (1, 1, 1, 0.0, 0.0) if align_corners is None else _grid(logits, target, align_corners)
+    grid = (1, 1, 1, 0.0, 0.0) if align_corners is None else coarse_grid(logits, target, align_corners)
     sweep = {"COARSE": coarse, "ALIGN": bool(align_corners)}
     launch(
         dice_ce_loss_statistics_tile_kernel if cut.is_tile else dice_ce_loss_statistics_sweep_kernel,
@@ -192,8 +189,9 @@ def statistics(
         BLOCK=512,
         num_warps=4,
     )
-    if on_bad != errors.RECORD:
-        _report(bad_labels, target, c, ignore_index, on_bad)
+    shape = list(target.shape)
+    describe = partial(errors.describe_bad_labels, OP, shape=shape, classes=c, ignore_index=ignore_index)
+    report(bad_labels, on_bad, describe)
     return overlap, ce, ce_map, confusion, bad_labels
 
 
@@ -211,8 +209,8 @@ def backward(
     """``segops_triton::dice_ce_loss_backward``: the gradient of the logits, channels last if they are."""
     given = _inputs(logits, target, weight, pixel_weight)
     cut = given.plan
-    accumulate = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    grad_logits = _empty_gradient(logits, given)
+    accumulate = accumulation_dtype(logits)
+    grad_logits = empty_like_pixels(logits)
     grad_rows = as_rows(grad_logits)
     launch(
         dice_ce_loss_backward_tile_kernel if cut.is_tile else dice_ce_loss_backward_sweep_kernel,
@@ -258,9 +256,9 @@ def coarse_backward(
     """
     given = _inputs(logits, target, weight, pixel_weight, coarse=True)
     n, c, coarse_pixels = given.logits.shape
-    cut, accumulate = given.plan, torch.float64 if logits.dtype == torch.float64 else torch.float32
+    cut, accumulate = given.plan, accumulation_dtype(logits)
     softmax = torch.empty((4, *target.shape), dtype=accumulate, device=logits.device)
-    width, *grid = _grid(logits, target, align_corners)
+    width, *grid = coarse_grid(logits, target, align_corners)
     tensors = (
         given.logits,
         given.target,
@@ -289,7 +287,7 @@ def coarse_backward(
         label_smoothing,
         **constants,
     )
-    grad_logits = _empty_gradient(logits, given)
+    grad_logits = empty_like_pixels(logits)
     grad_rows = as_rows(grad_logits)
     chunks = -(-coarse_pixels // block_p)
     (h, w), steps = grid[:2], grid[2:]
@@ -314,12 +312,6 @@ def coarse_backward(
         INTERPRETING=INTERPRETING,
     )
     return grad_logits
-
-
-def _empty_gradient(logits: Tensor, given: _Inputs) -> Tensor:
-    if given.logits.stride(2) != 1:
-        return torch.empty_like(logits.movedim(1, -1), memory_format=torch.contiguous_format).movedim(-1, 1)
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 def _constants(cut: Plan, accumulate: torch.dtype, label_smoothing: float, squared: bool) -> dict[str, Any]:
@@ -387,17 +379,3 @@ def value(
         num_warps=4,
     )
     return loss, parts, scores, grad_overlap, grad_ce
-
-
-def _report(bad_labels: Tensor, target: Tensor, classes: int, ignore_index: int, on_bad: int) -> None:
-    if bad_labels.is_cuda:
-        if _library.cuda_unavailable is None:
-            torch.ops.segops.note_bad_data(bad_labels, on_bad)
-        return
-    count, position, label = bad_labels.tolist()
-    if on_bad == errors.COUNT:
-        errors.count_bad_data(count)
-    elif count:
-        raise RuntimeError(
-            errors.describe_bad_labels(OP, count, position, label, list(target.shape), classes, ignore_index)
-        )

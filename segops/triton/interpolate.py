@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from segops.triton.numeric import widen
 
@@ -20,6 +21,12 @@ def linear_step(inputs: int, outputs: int, align_corners: bool, scale: float = 0
     if align_corners:
         return (inputs - 1) / (outputs - 1) if outputs > 1 else 0.0
     return min(1.0 / scale, float(inputs)) if scale > 0 and inputs != outputs else inputs / outputs
+
+
+def coarse_grid(logits: Tensor, target: Tensor, align_corners: bool) -> tuple[int, int, int, float, float]:
+    """Width of the target, height and width of coarse logits, and the steps between pixels in coarse ones."""
+    (h, w), (height, width) = logits.shape[-2:], target.shape[-2:]
+    return width, h, w, linear_step(h, height, align_corners), linear_step(w, width, align_corners)
 
 
 def lanes_per_input(inputs: int, outputs: int, most: int) -> int:

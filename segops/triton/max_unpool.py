@@ -6,17 +6,16 @@ whose tile it is in; floating-point numbers are added in registers, in row-major
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from segops import _library, errors
+from segops import errors
 from segops.ops.max_unpool_arguments import MOST_TAPS, pooled_length
-from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, launch
+from segops.triton._runtime import INTERPRETING, computing_dtype, launch, report
 from segops.triton.max_unpool_flat import (
     max_unpool_flat_backward_kernel,
     max_unpool_flat_kernel,
@@ -80,11 +79,6 @@ def _bits(x: Tensor) -> Tensor:
     return x.view(_BITS[x.element_size()])
 
 
-def _computed(x: Tensor) -> Any:
-    """The dtype to compute in."""
-    return TRITON_DTYPE[torch.float64 if x.dtype == torch.float64 else torch.float32]
-
-
 def _check_sizes(op: str, x: Tensor, *images: tuple[int, ...]) -> None:
     if x.ndim != 4:
         raise RuntimeError(f"segops.{op}: expected [N, C, H, W], got {list(x.shape)}")
@@ -132,7 +126,7 @@ def max_pool2d(input: Tensor, window: list[int], ceil_mode: bool) -> tuple[Tenso
         **_constants(vertical, horizontal),
         WHOLE=whole,
         PAIRS=whole and horizontal == _PAIR and vertical.dilation == 1 and vertical.kernel <= 8 and not across,
-        T=_INTEGERS[input.dtype] if input.dtype in _INTEGERS else _computed(input),
+        T=_INTEGERS[input.dtype] if input.dtype in _INTEGERS else computing_dtype(input),
         LOWEST=float("-inf") if input.is_floating_point() else torch.iinfo(input.dtype).min,
         INTERPRETING=INTERPRETING,
         **blocks,
@@ -180,7 +174,7 @@ def max_unpool2d(
             **constants,
             REACH=(vertical.reach, horizontal.reach),
             ACCUMULATE=accumulate,
-            T=_computed(input) if accumulate else _INTEGERS[values.dtype],
+            T=computing_dtype(input) if accumulate else _INTEGERS[values.dtype],
             INTERPRETING=INTERPRETING,
             **blocks,
         )
@@ -255,7 +249,7 @@ def max_unpool2d_flat(
             windows,
             windows.bit_length(),
             input.stride(),
-            T=_computed(input),
+            T=computing_dtype(input),
             INTERPRETING=INTERPRETING,
             **blocks,
         )
@@ -292,19 +286,9 @@ def max_unpool2d_flat_backward(grad_output: Tensor, indices: Tensor) -> Tensor:
     return grad_input
 
 
-def _record(seen: Tensor, indices: Tensor, on_bad: int, describe: Callable[[int, int, int], str]) -> Tensor:
-    """The record of bad indices, and what `on_bad` asks for. Reading the record would wait for a device."""
+def _record(seen: Tensor, indices: Tensor, on_bad: int, describe: errors.Describe) -> Tensor:
+    """The record of bad indices, after what `on_bad` asks for."""
     record = torch.empty(3, dtype=torch.int64, device=seen.device)
     launch(max_unpool_record_kernel, 1, seen, indices, seen, record, *indices.shape[1:], indices.stride())
-    if on_bad == errors.RECORD:
-        return record
-    if record.is_cuda:
-        if _library.cuda_unavailable is None:
-            torch.ops.segops.note_bad_data(record, on_bad)
-        return record
-    count, position, value = record.tolist()
-    if on_bad == errors.COUNT:
-        errors.count_bad_data(count)
-    elif count:
-        raise RuntimeError(describe(count, position, value))
+    report(record, on_bad, describe)
     return record

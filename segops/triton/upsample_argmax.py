@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segops.triton._runtime import TRITON_DTYPE, launch
+from segops._dtypes import accumulation_dtype
+from segops.triton._runtime import computing_dtype, launch
 from segops.triton.interpolate import blend, linear_step, linear_tap
 from segops.triton.numeric import exp_of_difference
 
@@ -75,10 +76,9 @@ def upsample_argmax_kernel(
 def upsample_argmax(
     logits: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype, with_score: bool
 ) -> tuple[Tensor, Tensor]:
-    accumulated = torch.float64 if logits.dtype == torch.float64 else torch.float32
     shape = (logits.shape[0], height, width)
     labels = logits.new_empty(shape, dtype=dtype)
-    score = logits.new_empty(shape if with_score else (0,), dtype=accumulated)
+    score = logits.new_empty(shape if with_score else (0,), dtype=accumulation_dtype(logits))
     block = 128
     if height * width > (1 << 31) - block:
         raise RuntimeError(f"segops.upsample_argmax: {height} x {width} pixels are too many for the Triton kernel")
@@ -97,7 +97,7 @@ def upsample_argmax(
         linear_step(logits.shape[2], height, align_corners),
         linear_step(logits.shape[3], width, align_corners),
         blocks,
-        T=TRITON_DTYPE[accumulated],
+        T=computing_dtype(logits),
         ALIGN=align_corners,
         SCORE=with_score,
         BLOCK_P=block,

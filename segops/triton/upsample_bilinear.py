@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, launch
+from segops.triton._runtime import INTERPRETING, computing_dtype, launch
 from segops.triton.interpolate import blend, first_output, lanes_per_input, linear_step, linear_tap, weight_of
 from segops.triton.numeric import narrow, widen
 
@@ -186,7 +186,7 @@ def upsample_bilinear2d_backward(
         linear_step(width, grad_output.shape[3], align_corners, scale_w),
         tensors=(grad_output, grad_input),
         block_x=lanes_per_input(width, grad_output.shape[3], 16),
-        T=_accumulator(grad_output),
+        T=computing_dtype(grad_output),
         ALIGN=align_corners,
         INTERPRETING=INTERPRETING,
     )
@@ -201,10 +201,6 @@ def upsample_cat(input: Tensor, skip: Tensor, align_corners: bool, skip_first: b
     part = output.narrow(1, 0 if skip_first else up, more)
     _launch(upsample_cat_copy_kernel, part, *part.shape[1:], *skip.stride(), *part.stride(), tensors=(skip, part))
     return output
-
-
-def _accumulator(x: Tensor) -> tl.dtype:
-    return TRITON_DTYPE[torch.float64 if x.dtype == torch.float64 else torch.float32]
 
 
 def _empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
@@ -223,7 +219,7 @@ def _interpolate(input: Tensor, output: Tensor, align_corners: bool, scale_h: fl
         linear_step(input.shape[2], output.shape[2], align_corners, scale_h),
         linear_step(input.shape[3], output.shape[3], align_corners, scale_w),
         tensors=(input, output),
-        T=_accumulator(input),
+        T=computing_dtype(input),
         ALIGN=align_corners,
         INTERPRETING=INTERPRETING,
     )

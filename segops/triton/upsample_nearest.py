@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, launch
+from segops.triton._runtime import INTERPRETING, computing_dtype, launch
 from segops.triton.numeric import narrow, widen
 from segops.triton.tiles import cut, empty_like_format, tile_of_program
 
@@ -156,7 +155,7 @@ def upsample_nearest2d_backward(grad_output: Tensor, height: int, width: int, sc
         _step(height, out_height, scale_h),
         _step(width, out_width, scale_w),
         max(out_height, out_width).bit_length(),
-        T=TRITON_DTYPE[torch.float64 if grad_output.dtype == torch.float64 else torch.float32],
+        T=computing_dtype(grad_output),
         INTERPRETING=INTERPRETING,
     )
 

@@ -48,7 +48,7 @@ class Variant:
 VARIANTS = {
     "plain": Variant(["-O2", PATTERN], is_program=False),
     "race": Variant(["-O1", "-DSEGOPS_SIMT_RACE", PATTERN], RUNTIME + CHECKS, CALLBACKS, is_program=False),
-    "asan": Variant(["-O1", *SANITIZE], cpu_flags=["-O1", "-g1", *SANITIZE], link_flags=SANITIZE),
+    "asan": Variant(["-O1", *SANITIZE], cpu_flags=["-g1", *SANITIZE], link_flags=SANITIZE),
     "ucontext": Variant(["-O1", "-DSEGOPS_SIMT_UCONTEXT"]),
     "arm64": Variant(["-O2"], link_flags=["-static"], compiler="aarch64-linux-gnu-g++", emulator=["qemu-aarch64"]),
 }
