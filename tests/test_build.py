@@ -15,6 +15,7 @@ import torch
 
 import segops
 from segops import _library
+from tests.test_cuda_library import OF_THE_CPU_ALONE
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ROOT / "segops" / "lib"
@@ -227,9 +228,9 @@ def test_every_operator_has_a_kernel_in_every_namespace(namespace):
         pytest.skip(_library.simt_unavailable)
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith(f"{namespace}::")}
     without = {name for name in names if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")}
-    # Records of bad data are kept by devices, in the library of the CUDA kernels; Winograd's weights are the CPU's.
-    records, packed = {"note_bad_data", "take_bad_data"}, {"dilated_conv2d_prepack", "dilated_conv2d_prepacked"}
-    others = {"segops": records, "segops_simt": packed, "segops_triton": records | packed}[namespace]
+    # Records of bad data are kept by devices, in the library of the CUDA kernels.
+    records, of_the_cpu = {"note_bad_data", "take_bad_data"}, set(OF_THE_CPU_ALONE)
+    others = {"segops": records, "segops_simt": of_the_cpu, "segops_triton": records | of_the_cpu}[namespace]
     forgotten = sorted(without - {f"{namespace}::{name}" for name in others})
     place = "OPERATORS of segops/triton/__init__.py" if namespace == "segops_triton" else "m.impl of csrc/torch"
     assert not forgotten, f"{forgotten} have a schema and no kernel: {place}"
