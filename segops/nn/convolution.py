@@ -187,9 +187,12 @@ class ConvNormAct(nn.Module):
         return activated(self.norm(convolved), self.activation)
 
     def _remembered(self, convolved: Tensor, input: Tensor) -> Tensor:
-        """What the convolution gave, with it how, where to convolve again takes no more time than the norm does."""
+        """What the convolution gave, with it how, where to convolve again takes no more time than the norm does.
+
+        Not where the input is computed again itself: a chain of such layers would be computed once for each of them.
+        """
         products = self.conv.weight[0].numel()
-        if products > self.FEW_PRODUCTS or torch.is_autocast_enabled(input.device.type):
+        if products > self.FEW_PRODUCTS or torch.is_autocast_enabled(input.device.type) or is_remembered(input):
             return convolved
         tensors = [t for t in (input, self.conv.weight, self.conv.bias) if t is not None]
 

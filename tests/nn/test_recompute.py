@@ -216,6 +216,8 @@ def test_a_cheap_convolution_is_computed_again() -> None:
     assert not is_remembered(wide._remembered(wide.conv(torch.randn(2, 4, 9, 14)), x))
     with torch.autocast("cpu", torch.bfloat16):
         assert not is_remembered(layer._remembered(layer.conv(x), x))
+    y = ConvNormAct(5, 4, 1)(layer(x))
+    assert kept(y).parts[0].shape == (2, 4, 9, 14)  # what the second convolution gave, and not the image
 
 
 def test_a_concatenation_s_gradients_share_no_memory() -> None:
