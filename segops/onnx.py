@@ -63,7 +63,9 @@ def export(
         model: in eval mode, as a rule; or a program that torch.export has made of it.
         args: example inputs; () with a program.
         path: where to write the model; None: nowhere.
-        options: further ones of torch.onnx.export, such as dynamic_shapes; an own custom_translation_table is added.
+        options: further ones of torch.onnx.export; an own custom_translation_table is added. With
+            ``dynamic_shapes=({0: Dim("images"), 2: Dim("height"), 3: Dim("width")},)`` of torch.export the graph takes
+            images of any size, where the sides are multiples of a number ``16 * Dim("height")`` and so on.
 
     Returns:
         The torch.onnx.ONNXProgram.
