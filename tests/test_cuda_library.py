@@ -24,13 +24,16 @@ from segops.backends import BackendUnavailableError
 from tests.cases import make_logits, random_labels
 
 WITH_KERNELS = ("dice_ce_loss_statistics", "dice_ce_loss_value", "dice_ce_loss_backward", "take_bad_data")
-#: Weights are packed for Winograd's algorithm, which is the CPU's; norms in training are PyTorch's elsewhere.
+#: Weights are packed for Winograd's algorithm, which is the CPU's; norms in training are PyTorch's elsewhere, and
+#: metrics are computed in tensors.
 OF_THE_CPU_ALONE = (
     "dilated_conv2d_prepack",
     "dilated_conv2d_prepacked",
     "dilated_conv2d_norm",
     "dilated_conv2d_norm_again",
     "dilated_conv2d_norm_backward",
+    "mask_overlaps",
+    "saliency_maps",
 )
 
 needs_library = pytest.mark.skipif(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-#: Distances are exact up to this one, which stands for all larger ones.
-REACH = 255
+from segops.ops.saliency_maps import REACH
+
 #: Rows and columns within which a nearest pixel is looked for: that of what is at most 3 off in each direction, and so
 #: has the distance sqrt(18) at most.
 NEAR = 4
@@ -38,8 +37,8 @@ def nearest_foreground(masks: Tensor) -> Nearest:
     First within the row, by running maxima of indices. Then the lower envelope of the parabolas
     ``square[k] + (row - k)^2``: since k^2 = 1 + 3 + 5 + ..., it is what repeated minima of three rows arrive at,
     the two outer ones raised by 1, 3, 5, ... (Huang, Mitchell, "A Euclidean distance transform using grayscale
-    morphology decomposition", PAMI 1994). A round that changes nothing is the last one; a
-    device, which is not waited for, runs all that there can be.
+    morphology decomposition", PAMI 1994): as many rounds as there can be, since a device is not
+    waited for.
 
     Args:
         masks: bool [N, H, W]; of one map of any size, the fewer rows the faster.
@@ -82,15 +81,9 @@ def _row_of_nearest(lines: Tensor, height: int) -> Tensor:
 
 def _lower_envelope(lines: Tensor) -> None:
     """In place, but for the first and the last row, which are _FAR."""
-    on_cpu = lines.device.type == "cpu"
-    # On the CPU hundreds of calls of microseconds each, of which NumPy's cost less.
-    minimum: Any = np.minimum if on_cpu else torch.minimum
-    all_rows: Any = lines.numpy() if on_cpu else lines
-    above, inner, below = all_rows[:-2], all_rows[1:-1], all_rows[2:]
-    raised: Any = np.empty_like(inner) if on_cpu else torch.empty_like(inner)
+    above, inner, below = lines[:-2], lines[1:-1], lines[2:]
+    raised = torch.empty_like(inner)
     for step in range(1, min(len(inner), REACH + 1)):
-        minimum(above, below, out=raised)
+        torch.minimum(above, below, out=raised)
         raised += 2 * step - 1
-        if on_cpu and step % 8 == 0 and not (raised < inner).any():
-            return
-        minimum(inner, raised, out=inner)
+        torch.minimum(inner, raised, out=inner)

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Self
 
-from segops.metrics.instance_matching import Group, Image, Matched, groups_of, match, overlaps
+from segops.metrics.instance_matching import Group, Image, Matched, groups_of, match
+from segops.metrics.mask_overlaps import overlaps
 from segops.metrics.segmentation import checked_classes
 from segops.metrics.sums import checked_group
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 #: Of one label in one image, by score.
 MAX_DETECTIONS = 100
-#: Pairs (detection, object) of both masks read at a time, in elements.
-_ELEMENTS = 1 << 21
-_CAN_COUNT_BITS = hasattr(np, "bitwise_count")  # of NumPy 2
 #: Groups matched at a time: less is padded where they are of one size.
 _GROUPS = 256
 
@@ -51,36 +47,6 @@ class Matched(NamedTuple):
     hit: Tensor  # bool [A, T, D], a true positive
     ignored: Tensor  # bool [A, T, D], neither true nor false positive
     counted: Tensor  # bool [A, G], the objects to be found
-
-
-def overlaps(masks: Tensor, objects: Tensor, crowd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """IoU [K, M] of masks [K, H, W] and [M, H, W], and the areas of both; float64. Exact: sums of at most 2^24 ones."""
-    detections, objects = masks.flatten(1), objects.flatten(1)
-    both, areas, object_areas = (_counts_of_bits if _CAN_COUNT_BITS and masks.device.type == "cpu" else _counts)(
-        detections, objects
-    )
-    union = areas[:, None] + object_areas - both
-    # Nothing is common to empty masks.
-    return both / torch.where(crowd, areas[:, None], union).clamp(min=1), areas, object_areas
-
-
-def _counts(detections: Tensor, objects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels [K, M] that masks [K, P] and [M, P] have in common, and those of each."""
-    both = torch.zeros(len(detections), len(objects), dtype=torch.float64, device=detections.device)
-    length = min(max(_ELEMENTS // max(len(detections) + len(objects), 1), 1), 1 << 24)
-    for d, o in zip(detections.split(length, 1), objects.split(length, 1), strict=True):
-        both += d.float() @ o.float().T
-    return both, detections.sum(1).double(), objects.sum(1).double()
-
-
-def _counts_of_bits(detections: Tensor, objects: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`_counts` on a CPU, eight pixels a byte."""
-    some, others = (np.packbits(masks.numpy(), axis=1) for masks in (detections, objects))
-    both = np.empty((len(some), len(others)))
-    for i, other in enumerate(others):
-        both[:, i] = np.bitwise_count(some & other).sum(1)
-    areas, object_areas = (np.bitwise_count(bits).sum(1).astype(np.float64) for bits in (some, others))
-    return torch.from_numpy(both), torch.from_numpy(areas), torch.from_numpy(object_areas)
 
 
 def groups_of(images: Sequence[Image], label: int | None = None) -> list[Group]:

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segops.metrics.saliency_maps import LEVELS, MAX_MAPS, Measures, Observed, f_measure, measures, observe
+from segops.metrics.saliency_maps import Measures, Observed, f_measure, measures, observe
 from segops.metrics.sums import SummedMetric
+from segops.ops.saliency_maps import LEVELS
 
 _FLOAT = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _SCALARS, _CURVES = Measures._fields[:5], Measures._fields[5:]
 #: The sums: how many maps, how many of them have values that are none, the measures.
 _SIZE = 2 + len(_SCALARS) + LEVELS * len(_CURVES)
-#: Pixels at a time: what stays in a cache, or what a device has memory for.
-_PIXELS = {"cpu": 1 << 17}
-_PIXELS_OF_A_DEVICE = 1 << 24
+#: Pixels at a time, in maps of one size that are joined.
+_PIXELS = 1 << 24
 
 
 class SaliencyMetrics(SummedMetric):
@@ -116,27 +116,27 @@ def _scores(sums: Tensor, name: str) -> dict[str, Tensor]:
 def _sums(prediction: Any, target: Any, normalize: bool, name: str) -> Tensor:
     """float64 [_SIZE]."""
     pairs = _checked(prediction, target, name)
-    seen, bad = [], []
+    seen = []
     for maps, masks in _chunks(pairs):
-        values, levels, wrong = _values(maps, normalize)
-        if maps.device.type == "cpu" and bool(wrong.any()):
+        part = observe(maps, _foreground(masks), normalize)
+        if maps.device.type == "cpu" and bool(part.bad.any()):
             raise ValueError(
                 f"segops.metrics.{name}: prediction must be in [0, 1], got values from {float(maps.min())} to "
                 f"{float(maps.max())}"
             )
-        seen.append(observe(values, levels, _foreground(masks)))
-        bad.append(wrong)
+        seen.append(part)
     if not seen:
         return torch.zeros(_SIZE, dtype=torch.float64, device=pairs[0][0].device)
-    found = measures(Observed(*(torch.cat(parts) for parts in zip(*seen, strict=True))))
-    scalars = torch.stack([torch.ones_like(found.mae), torch.cat(bad), *found[: len(_SCALARS)]], 1)
+    observed = Observed(*(torch.cat(parts) for parts in zip(*seen, strict=True)))
+    found = measures(observed)
+    scalars = torch.stack([torch.ones_like(found.mae), observed.bad, *found[: len(_SCALARS)]], 1)
     return torch.cat([scalars, *found[len(_SCALARS) :]], 1).sum(0)
 
 
 def _chunks(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Maps [n, H, W] of one size, and as many as are measured at a time; H is the shorter side.
 
-    Each measure of a map is that of its transpose, and the fewer rows the faster the distances.
+    Each measure of a map is that of its transpose, and on a device the fewer rows the faster the distances.
     """
     groups: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
     for pair in pairs:
@@ -145,8 +145,7 @@ def _chunks(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Te
         maps, masks = (t.mT if t.shape[1] > t.shape[2] else t for t in pair)
         groups.setdefault((maps.dtype, masks.dtype, *maps.shape[1:]), []).append((maps, masks))
     for (_, _, height, width), group in groups.items():
-        number = _PIXELS.get(group[0][0].device.type, _PIXELS_OF_A_DEVICE) // (height * width)
-        number = min(max(number, 1), MAX_MAPS)
+        number = max(_PIXELS // (height * width), 1)
         waiting: list[tuple[Tensor, Tensor]] = []
         for pair in group:
             for part in zip(*(t.split(number) for t in pair), strict=True):
@@ -162,25 +161,6 @@ def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         return parts[0]
     maps, masks = zip(*parts, strict=True)
     return torch.cat(maps), torch.cat(masks)
-
-
-def _values(maps: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The values, float64; in 256 steps, uint8; and for each map whether it has values outside [0, 1], float64."""
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    if maps.dtype == torch.uint8:
-        # Divided before the minimum is taken away, as PySODMetrics does: a level may depend on the rounding.
-        values, low, high = maps.double().div_(255), low.double() / 255, high.double() / 255
-        bad = torch.zeros_like(low)
-    else:
-        values, low, high = maps.double(), low.double(), high.double()
-        bad = (~((low >= 0) & (high <= 1))).double()
-    if normalize:
-        constant = low == high
-        values = (values - torch.where(constant, 0, low)).div_(torch.where(constant, 1, high - low))
-    elif maps.dtype == torch.float32:
-        # In the precision of the map itself, as PySODMetrics does.
-        return values, (maps * 255).to(torch.uint8), bad.flatten()
-    return values, (values * 255).to(torch.uint8), bad.flatten()
 
 
 def _foreground(masks: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""The measures of one saliency map, for a batch of maps of one size. No branch depends on data."""
+"""The measures of one saliency map, for a batch of maps of one size. No branch depends on data.
+
+On the CPU a kernel reads the pixels (:mod:`segops.ops.saliency_maps`). The same in tensors serves the other devices,
+and is what that kernel is tested against.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from segops import backends
 from segops.metrics.distance import nearest_foreground
 from segops.ops.confusion_matrix import confusion_matrix
+from segops.ops.saliency_maps import LEVELS, saliency_maps
 
 EPS = torch.finfo(torch.float64).eps
 #: Beta squared of the F-measure; Achanta et al., "Frequency-tuned salient region detection" (CVPR 2009).
 BETA_SQUARE = 0.3
-LEVELS = 256
 #: Rows of the histogram for one map: foreground or not, above the adaptive threshold or not, four blocks.
 _ROWS = 16
-#: Of one call: the rows are labels of one byte.
-MAX_MAPS = LEVELS // _ROWS
+#: At a time: the rows are labels of one byte.
+_MAX_MAPS = LEVELS // _ROWS
 _KERNEL = 7
 _SIGMA = 5.0
 
@@ -45,6 +50,7 @@ class Observed(NamedTuple):
     zero, not nearly zero: the S-measure has a jump there.
 
     Attributes:
+        bad: [N], 1 where a prediction is outside [0, 1]; all else then means nothing.
         pixels: [N].
         mean: [N], of the values.
         hits, misses: [N, 256], foreground and background pixels of each level or above, levels descending.
@@ -54,6 +60,7 @@ class Observed(NamedTuple):
         lost, weighted: [N], sums for the weighted F-measure.
     """
 
+    bad: Tensor
     pixels: Tensor
     mean: Tensor
     hits: Tensor
@@ -67,14 +74,47 @@ class Observed(NamedTuple):
     weighted: Tensor
 
 
-def observe(values: Tensor, levels: Tensor, masks: Tensor) -> Observed:
-    """Read at most MAX_MAPS maps.
+def observe(maps: Tensor, masks: Tensor, normalize: bool) -> Observed:
+    """Read maps.
 
     Args:
-        values: float64 [N, H, W] in [0, 1].
-        levels: uint8 [N, H, W], the values in 256 steps.
+        maps: [N, H, W], uint8, of which 255 is 1, or floating point in [0, 1].
         masks: bool [N, H, W], the foreground.
+        normalize: stretch each map to [0, 1], unless it has one value.
     """
+    if maps.device.type == "cpu" and backends.resolve(None, maps.device) == "native":
+        return Observed(**saliency_maps(maps, masks, _nearness(maps.device), normalize))
+    return observe_tensors(maps, masks, normalize)
+
+
+def observe_tensors(maps: Tensor, masks: Tensor, normalize: bool) -> Observed:
+    """:func:`observe` on any device."""
+    parts = zip(maps.split(_MAX_MAPS), masks.split(_MAX_MAPS), strict=True)
+    seen = [_observe(*_values(some, normalize), foreground) for some, foreground in parts]
+    return Observed(*(torch.cat(fields) for fields in zip(*seen, strict=True)))
+
+
+def _values(maps: Tensor, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The values, float64; in 256 steps, uint8; and for each map whether it has values outside [0, 1], float64."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    if maps.dtype == torch.uint8:
+        # Divided before the minimum is taken away, as PySODMetrics does: a level may depend on the rounding.
+        values, low, high = maps.double().div_(255), low.double() / 255, high.double() / 255
+        bad = torch.zeros_like(low)
+    else:
+        values, low, high = maps.double(), low.double(), high.double()
+        bad = (~((low >= 0) & (high <= 1))).double()
+    if normalize:
+        constant = low == high
+        values = (values - torch.where(constant, 0, low)).div_(torch.where(constant, 1, high - low))
+    elif maps.dtype == torch.float32:
+        # In the precision of the map itself, as PySODMetrics does.
+        return values, (maps * 255).to(torch.uint8), bad.flatten()
+    return values, (values * 255).to(torch.uint8), bad.flatten()
+
+
+def _observe(values: Tensor, levels: Tensor, bad: Tensor, masks: Tensor) -> Observed:
+    """What at most _MAX_MAPS maps tell, of what :func:`_values` gives."""
     n, height, width = values.shape
     truth = masks.double()
     mean = values.flatten(1).mean(1)
@@ -95,6 +135,7 @@ def observe(values: Tensor, levels: Tensor, masks: Tensor) -> Observed:
     total, square = _moments(values, truth, in_lower, in_right, first)
     lost, weighted = _weighted_errors(values, masks, truth)
     return Observed(
+        bad=bad,
         pixels=torch.full_like(mean, height * width),
         mean=mean,
         hits=per_level[:, 1],
@@ -111,24 +152,25 @@ def observe(values: Tensor, levels: Tensor, masks: Tensor) -> Observed:
 
 def measures(seen: Observed) -> Measures:
     """The measures of each map."""
-    pixels, hits, predicted = seen.pixels[:, None], seen.hits, seen.hits + seen.misses
-    foreground = hits[:, -1:]
+    foreground = seen.hits[:, -1:]
+    # Of the adaptive threshold, then of all others.
+    hits = torch.cat([seen.above[:, 1:], seen.hits], 1)
+    predicted = torch.cat([seen.above.sum(1, keepdim=True), seen.hits + seen.misses], 1)
     precision = hits / predicted.clamp(min=1)
     recall = hits / foreground.clamp(min=1)
-    adaptive_hits, adaptive = seen.above[:, 1:], seen.above.sum(1, keepdim=True)
-    adaptive_f = f_measure(adaptive_hits / adaptive.clamp(min=1), adaptive_hits / foreground.clamp(min=1))
+    f, e = f_measure(precision, recall), _e_measure(hits, predicted, foreground, seen.pixels[:, None])
     off_mask, on_mask = (seen.total + seen.counts * seen.first[..., None]).sum(1).unbind(1)  # sums of the values
     errors = foreground[:, 0] - on_mask
     return Measures(
         mae=(off_mask + errors) / seen.pixels,
         s_measure=_s_measure(seen),
         weighted_f=_weighted_f(seen.lost, 2 * off_mask - (seen.weighted - errors), foreground[:, 0]),
-        adaptive_f=adaptive_f[:, 0],
-        adaptive_e=_e_measure(adaptive_hits, adaptive, foreground, pixels)[:, 0],
-        precision=precision,
-        recall=recall,
-        f_curve=f_measure(precision, recall),
-        e_curve=_e_measure(hits, predicted, foreground, pixels),
+        adaptive_f=f[:, 0],
+        adaptive_e=e[:, 0],
+        precision=precision[:, 1:],
+        recall=recall[:, 1:],
+        f_curve=f[:, 1:],
+        e_curve=e[:, 1:],
     )
 
 

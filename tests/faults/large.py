@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 import segops
+from segops.ops.mask_overlaps import mask_overlaps
+from segops.ops.saliency_maps import REACH, saliency_maps
 
 
 def calls() -> dict[str, Callable[[], Any]]:
@@ -21,6 +23,10 @@ def calls() -> dict[str, Callable[[], Any]]:
     weight = torch.rand(32, 32, 3, 3)
     skip = torch.rand(2, 3, 192, 320)
     deep = torch.rand(1, 32, 64, 96)
+    maps = images[:, 0].repeat(3, 1, 1)
+    map_bytes = (maps * 255).byte()
+    masks = (images > 0.7).flatten(2).flatten(0, 1)
+    nearness = torch.rand(REACH**2 + 1, dtype=torch.float64)
 
     def gradient(function: Callable[..., Tensor], x: Tensor) -> Callable[[], Tensor]:
         def run() -> Tensor:
@@ -48,4 +54,7 @@ def calls() -> dict[str, Callable[[], Any]]:
         "dice_ce_loss, coarse": gradient(lambda x: segops.dice_ce_loss(x, labels), images),
         "dice_ce_loss": gradient(lambda x: segops.dice_ce_loss(x, labels[:, :96, :160], reduction="mean"), last),
         "dice_bce_loss": gradient(lambda x: segops.dice_bce_loss(x, (images > 0.5).float()), images),
+        "saliency_maps": lambda: tuple(saliency_maps(maps, maps > 0.7, nearness, True).values()),
+        "saliency_maps of bytes": lambda: tuple(saliency_maps(map_bytes, maps > 0.7, nearness, True).values()),
+        "mask_overlaps": lambda: mask_overlaps(masks.repeat(4, 1), masks),
     }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from segops.metrics import InstanceAP, functional, instance_matching
+from segops.metrics import InstanceAP, functional
 from segops.metrics.instance import COCO_THRESHOLDS
 
 NAMES = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
@@ -293,15 +293,3 @@ def test_bad_options():
     for arguments, error in (((1.5, 0), ValueError), (("0.5", 0), TypeError), ((0.5, 1), ValueError)):
         with pytest.raises(error):
             InstanceAP(1).pr_curve(*arguments)
-
-
-@pytest.mark.skipif(not instance_matching._CAN_COUNT_BITS, reason="NumPy 1 counts no bits")
-@pytest.mark.parametrize(("k", "m", "pixels"), [(3, 2, 1), (5, 4, 1003), (0, 2, 9), (2, 0, 9)])
-def test_bits_are_counted_as_pixels(k, m, pixels):
-    generator = torch.Generator().manual_seed(pixels)
-    masks = [torch.rand(n, pixels, generator=generator) < 0.6 for n in (k, m)]
-    for found, expected in zip(
-        instance_matching._counts_of_bits(*masks), instance_matching._counts(*masks), strict=True
-    ):
-        assert found.dtype == expected.dtype
-        assert torch.equal(found, expected)
