@@ -99,8 +99,9 @@ void add_piece(const DiceBceLossStatistics& params, const Plan<T>& plan, int64_t
     const bool in_place = map && to.contiguous && r.size == b.padded;
     T* const losses = in_place ? map + to.first : map ? b.result : nullptr;
     with_logits<In>(b, in, r, [&](const auto& x) {
-      with_flags(in.focal_gamma != 0, b.masked, [&](auto focal, auto masked) {
-        add_block<decltype(focal)::value, decltype(masked)::value>(b, x, terms, channels, bce, losses);
+      with_flags(in.focal_gamma != 0, b.masked, in.squared, [&](auto focal, auto masked, auto squared) {
+        add_block<decltype(focal)::value, decltype(masked)::value, decltype(squared)::value>(b, x, terms, channels, bce,
+                                                                                             losses);
       });
     });
     channels.end_block();
@@ -146,7 +147,7 @@ bool worth_streaming(const DiceBceLossBackward& p, const Plan<T>& plan, int64_t 
          (plan.channels > 1 || p.grad_stride_c * element % kLine == 0);
 }
 
-template <bool kFocal, bool kMasked, bool kStream, class T, class X, class Channels, class To>
+template <bool kFocal, bool kMasked, bool kSquared, bool kStream, class T, class X, class Channels, class To>
 void write_gradient(const Block<T>& block, const X& x, const Terms<T>& terms, T grad_bce, Channels& channels, To* to) {
   constexpr int kLanes = kNativeLanes<T>, kWidth = Channels::kWidth;
   const Block<T> b = block;  // copies, as what is stored might be these themselves for all the compiler knows
@@ -155,7 +156,7 @@ void write_gradient(const Block<T>& block, const X& x, const Terms<T>& terms, T 
   for (int64_t i = 0; i < b.padded; i += kWidth * kLanes) {
     Vec<T, kLanes> v[kWidth];
     for (int k = 0; k < kWidth; ++k) v[k] = x.template at<kLanes, T>(0, i + k * kLanes);
-    gradient_tile<kFocal, kMasked>(b, i, own, grad_bce, constants, v);
+    gradient_tile<kFocal, kMasked, kSquared>(b, i, own, grad_bce, constants, v);
     for (int k = 0; k < kWidth; ++k) {
       if constexpr (kStream)
         store_streaming<kLanes, To, T>(to + i + k * kLanes, v[k]);
@@ -178,14 +179,15 @@ void write_piece(const DiceBceLossBackward& params, const Plan<T>& plan, int64_t
     const Place to(params.grad_stride_n, params.grad_stride_c, params.grad_stride_s, r);
     const bool in_place = to.contiguous && r.size == b.padded;
     with_logits<In>(b, in, r, [&](const auto& x) {
-      with_flags(has_focus(in, grad_bce), b.masked, [&](auto focal, auto masked) {
+      with_flags(has_focus(in, grad_bce), b.masked, in.squared, [&](auto focal, auto masked, auto squared) {
         constexpr bool kFocal = decltype(focal)::value, kMasked = decltype(masked)::value;
+        constexpr bool kSquared = decltype(squared)::value;
         if (!in_place)
-          write_gradient<kFocal, kMasked, false>(b, x, terms, grad_bce, channels, b.result);
+          write_gradient<kFocal, kMasked, kSquared, false>(b, x, terms, grad_bce, channels, b.result);
         else if (stream)
-          write_gradient<kFocal, kMasked, true>(b, x, terms, grad_bce, channels, grad + to.first);
+          write_gradient<kFocal, kMasked, kSquared, true>(b, x, terms, grad_bce, channels, grad + to.first);
         else
-          write_gradient<kFocal, kMasked, false>(b, x, terms, grad_bce, channels, grad + to.first);
+          write_gradient<kFocal, kMasked, kSquared, false>(b, x, terms, grad_bce, channels, grad + to.first);
       });
     });
     if (!in_place) write_row(b.result, r, to, grad);

@@ -163,12 +163,32 @@ void find_bad(const DiceBceLossInputs& in, const Label* data, const Run& r, cons
   });
 }
 
+// Whether all labels are 0 or 1, as those of masks are.
+inline bool all_bits(const uint8_t* label, int64_t n) {
+  constexpr int kLanes = SEGOPS_VECTOR_BYTES;
+  Vec<uint8_t, kLanes> some{};
+  uint8_t any = 0;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) some |= load<kLanes, uint8_t>(label + i);
+  for (; i < n; ++i) any |= label[i];
+  for (int k = 0; k < kLanes; ++k) any |= some[k];
+  return any <= 1;
+}
+
 template <class T, class Label>
 void load_labels(Block<T>& b, const DiceBceLossInputs& in, const Label* data, const Run& r, BadData* bad_labels) {
   constexpr int kLanes = kNativeLanes<T>;
   using V = Vec<T, kLanes>;
   const LabelRule<T> rule(in);
   const Place at(in.target, r);
+  if constexpr (sizeof(Label) == 1) {
+    const bool counted = !rule.ignores || (rule.ignore != 0 && rule.ignore != 1);
+    if (counted && at.contiguous && r.size == b.padded && all_bits(data + at.first, r.size)) {
+      for (int64_t i = 0; i < r.size; i += kLanes) store<kLanes>(b.label + i, load_as<kLanes, T>(data + at.first + i));
+      b.masked = in.pixel_weight.data;
+      return;
+    }
+  }
   using Mask = decltype(V{} == V{});
   Mask absent{}, bad{};
   const auto step = [&](V v) __attribute__((always_inline)) {

@@ -80,9 +80,9 @@ Status run_statistics(const DiceBceLossCoarseStatistics& params, const Parallel&
         const Between<T> x = logits.at(vertical, y, static_cast<int>(count));
         for (int64_t k = 0; k < count; ++k) {
           const Block<T> part = b.part(k * strip.padded, strip.padded);
-          with_flags(in.focal_gamma != 0, masked, [&](auto focal, auto some) {
-            add_block<decltype(focal)::value, decltype(some)::value>(part, x.row(k), terms, channel, partials.bce_of(item),
-                                                                     map ? part.result : nullptr);
+          with_flags(in.focal_gamma != 0, masked, in.squared, [&](auto focal, auto some, auto squared) {
+            add_block<decltype(focal)::value, decltype(some)::value, decltype(squared)::value>(
+                part, x.row(k), terms, channel, partials.bce_of(item), map ? part.result : nullptr);
           });
           const DiceBceLossStatistics& p = params.loss;
           const Run run = tile.run(k);
@@ -98,7 +98,7 @@ Status run_statistics(const DiceBceLossCoarseStatistics& params, const Parallel&
 }
 
 // Adds what a tile's gradient is to the sums of the two rows of logits around it.
-template <bool kFocal, bool kMasked, class T>
+template <bool kFocal, bool kMasked, bool kSquared, class T>
 void add_gradient(const Block<T>& block, const Between<T>& x, const Terms<T>& terms, T grad_bce,
                   const OneChannel<T, 1>& channel, const ToSums<T>& to) {
   constexpr int kLanes = kNativeLanes<T>;
@@ -108,7 +108,7 @@ void add_gradient(const Block<T>& block, const Between<T>& x, const Terms<T>& te
   const OneChannel<T, 1> constants = channel;
   to.template sum<1, kLanes, V>(0, [&](int64_t k, int64_t i, V(&v)[1]) __attribute__((always_inline)) {
     v[0] = x.row(k).template at<kLanes, T>(0, i);
-    gradient_tile<kFocal, kMasked>(b, k * x.width + i, own, grad_bce, constants, v);
+    gradient_tile<kFocal, kMasked, kSquared>(b, k * x.width + i, own, grad_bce, constants, v);
   });
 }
 
@@ -150,8 +150,9 @@ Status run_backward(const DiceBceLossCoarseBackward& params, const Parallel& par
         const TileRows tile{n, c, y * horizontal.out + strip.first, horizontal.out, count, strip};
         const bool masked = load_tile(b, in, tile, nullptr);
         const Between<T> x = logits.at(vertical, y, static_cast<int>(count));
-        with_flags(has_focus(in, grad_bce), masked, [&](auto focal, auto some) {
-          add_gradient<decltype(focal)::value, decltype(some)::value>(b, x, terms, grad_bce, channel, band.at(x));
+        with_flags(has_focus(in, grad_bce), masked, in.squared, [&](auto focal, auto some, auto squared) {
+          add_gradient<decltype(focal)::value, decltype(some)::value, decltype(squared)::value>(b, x, terms, grad_bce,
+                                                                                                channel, band.at(x));
         });
       }
       band.advance(s, logits.held);

@@ -150,15 +150,17 @@ struct Flag {
 
 // Calls body with the flags as types.
 template <class Body>
-SEGOPS_INLINE void with_flags(bool focal, bool masked, const Body& body) {
-  if (focal)
-    masked ? body(Flag<true>{}, Flag<true>{}) : body(Flag<true>{}, Flag<false>{});
-  else
-    masked ? body(Flag<false>{}, Flag<true>{}) : body(Flag<false>{}, Flag<false>{});
+SEGOPS_INLINE void with_flag(bool flag, const Body& body) {
+  flag ? body(Flag<true>{}) : body(Flag<false>{});
+}
+
+template <class Body>
+SEGOPS_INLINE void with_flags(bool focal, bool masked, bool squared, const Body& body) {
+  with_flag(focal, [&](auto f) { with_flag(masked, [&](auto m) { with_flag(squared, [&](auto s) { body(f, m, s); }); }); });
 }
 
 // Adds a block's elements to the overlap sums and to those of the cross-entropy; their losses go to `map`, if there is one.
-template <bool kFocal, bool kMasked, class T, class X, class Channels>
+template <bool kFocal, bool kMasked, bool kSquared, class T, class X, class Channels>
 void add_block(const Block<T>& block, const X& x, const Terms<T>& terms, Channels& channels, double* bce, T* map) {
   constexpr int kLanes = kNativeLanes<T>, kWidth = Channels::kWidth;
   using V = Vec<T, kLanes>;
@@ -192,8 +194,10 @@ void add_block(const Block<T>& block, const X& x, const Terms<T>& terms, Channel
     loss_sum += __builtin_convertvector(sum_of(loss), D);
     for (int k = 0; k < kWidth; ++k) {
       product[k] = prob[k] * label[k];
-      prob[k] *= own.linear + own.square * prob[k];
-      label[k] *= own.linear + own.square * label[k];
+      if constexpr (kSquared) {
+        prob[k] *= prob[k];
+        label[k] *= label[k];
+      }
     }
     sums.add(product, prob, label);
     sums.next();
@@ -208,7 +212,7 @@ void add_block(const Block<T>& block, const X& x, const Terms<T>& terms, Channel
 
 // The gradient of the logits v of a tile, whose elements are i and those beside it. grad_bce: derivative with respect to the
 // sum of losses.
-template <bool kFocal, bool kMasked, class T, class Channels>
+template <bool kFocal, bool kMasked, bool kSquared, class T, class Channels>
 SEGOPS_INLINE void gradient_tile(const Block<T>& b, int64_t i, const Terms<T>& terms, T grad_bce, const Channels& channels,
                                  Vec<T, kNativeLanes<T>> (&v)[Channels::kWidth]) {
   constexpr int kLanes = kNativeLanes<T>, kWidth = Channels::kWidth;
@@ -220,7 +224,8 @@ SEGOPS_INLINE void gradient_tile(const Block<T>& b, int64_t i, const Terms<T>& t
   const Sigmoid<T, kLanes, kWidth> sigmoid(v);
   slope_tile<kFocal>(terms, sigmoid, v, label, positive, slope);
   for (int k = 0; k < kWidth; ++k) {
-    const V of_p = grad_i[k] * label[k] + grad_p[k] * (terms.linear + 2 * terms.square * sigmoid.p[k]);
+    const V of_sum = kSquared ? 2 * grad_p[k] * sigmoid.p[k] : grad_p[k];
+    const V of_p = grad_i[k] * label[k] + of_sum;
     if constexpr (kMasked) slope[k] *= load<kLanes, T>(b.weight + i + k * kLanes);
     v[k] = grad_bce * slope[k] + of_p * sigmoid.pq[k];
     if constexpr (kMasked) v[k] = label[k] >= T(kLeastLabel) ? v[k] : V{};

@@ -59,13 +59,10 @@ struct Sigmoid {
 template <class T>
 struct Terms {
   T gamma;
-  T linear, square;  // sums and their derivatives: linear * p + square * p^2
   enum { any, one, two } power;
 
   explicit Terms(const DiceBceLossInputs& in)
       : gamma(static_cast<T>(in.focal_gamma)),
-        linear(in.squared ? T(0) : T(1)),
-        square(in.squared ? T(1) : T(0)),
         power(in.focal_gamma == 1   ? one
               : in.focal_gamma == 2 ? two
                                     : any) {}
