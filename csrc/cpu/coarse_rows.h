@@ -42,7 +42,7 @@ struct BetweenRow {
   SEGOPS_MEMBER Vec<T, kLanes> at(int64_t c, int64_t i) const {
     return keep * load<kLanes, T>(lower + c * stride + i) + share * load<kLanes, T>(upper + c * stride + i);
   }
-  BetweenRow ahead(int64_t, int64_t, int64_t) const { return *this; }
+  BetweenRow ahead(int64_t, int64_t) const { return *this; }
   SEGOPS_MEMBER void prefetch(int, int64_t&, int64_t) const {}
 };
 

@@ -39,6 +39,7 @@ void for_each_block(const DiceCeLossInputs& in, const Plan& plan, int64_t item, 
     b.size = first + plan.capacity < end ? plan.capacity : end - first;
     b.padded = (b.size + kPad - 1) / kPad * kPad;
     load_labels(b, in, n, first, bad_labels);
+    prefetch_labels(in.target_dtype, in.target, n * in.pixels + first + kBlocksAhead * plan.capacity, plan.capacity);
     const In* pixels = static_cast<const In*>(in.logits) + n * in.stride_n + first * in.stride_s;
     const bool direct = in.stride_s == 1 && b.size == b.padded;
     body(Rows<In>{direct ? pixels : nullptr, in.stride_c}, pixels, n, first);

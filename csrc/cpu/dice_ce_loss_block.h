@@ -12,9 +12,17 @@
 
 namespace segops::SEGOPS_ISA {
 
-constexpr int64_t kGroup = 16;  // pixels whose labels are compared at once
-constexpr int64_t kPad = 64;    // blocks are padded to a multiple: four vectors of the widest kind
+constexpr int kSecondLevel = 2;      // of the caches, as __builtin_prefetch has it
+constexpr int64_t kBlocksAhead = 2;  // to prefetch: a block takes less time than memory does to answer
+constexpr int64_t kGroup = 16;       // pixels whose labels are compared at once
+constexpr int64_t kPad = 64;         // blocks are padded to a multiple: four vectors of the widest kind
 constexpr int32_t kMixed = -2;
+
+// Pixels next to each other mostly have one label or two, of the first and of the last of them. kMixed: others; kIgnored:
+// all of them are ignored.
+struct Group {
+  int32_t first, last;
+};
 
 // Pixels in a block: the exponentials fill about 20 KB of a 32 KB cache.
 inline int64_t block_pixels(int64_t classes, int64_t pixels, int64_t bytes) {
@@ -44,7 +52,7 @@ struct Block {
   T* row_b;
   T* class_id;     // row: the label as T; a value no class has where ignored
   int32_t* label;  // row: the label, kIgnored where ignored or bad
-  int32_t* group;  // the label of all pixels of a group, or kMixed
+  Group* group;    // of kGroup labels
 
   static constexpr int kRows = 10;
   static int64_t bytes(int64_t classes, int64_t capacity) {
@@ -63,7 +71,7 @@ struct Block {
     for (int i = 0; i < kRows; ++i) *names[i] = rows + i * capacity;
     weight = weight_row;
     label = reinterpret_cast<int32_t*>(rows + kRows * capacity);
-    group = label + capacity;
+    group = reinterpret_cast<Group*>(label + capacity);
   }
 
   // The pixels from `first` on, a multiple of kGroup.
@@ -92,18 +100,28 @@ struct Rows {
     return load<kLanes, T>(base + c * stride + i);
   }
 
-  // The rows from class c on; beyond the last class, those of the block behind this one.
-  Rows ahead(int64_t c, int64_t classes, int64_t block) const {
-    return Rows{c < classes ? base + c * stride : base + (c - classes) % classes * stride + block, stride};
-  }
+  // The rows from class c on, so many pixels further on.
+  Rows ahead(int64_t c, int64_t pixels) const { return Rows{base + c * stride + pixels, stride}; }
 
-  // Whole lines of `count` rows, from element `from` until `end` is reached.
+  // Whole lines of `count` rows to the second-level cache, from element `from` until `end` is reached.
   SEGOPS_MEMBER void prefetch(int count, int64_t& from, int64_t end) const {
     constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(In));
     for (; from < end; from += kLine)
-      for (int r = 0; r < count; ++r) __builtin_prefetch(base + r * stride + from);
+      for (int r = 0; r < count; ++r) __builtin_prefetch(base + r * stride + from, 0, kSecondLevel);
   }
 };
+
+inline Group group_of(const int32_t* label) {
+  constexpr int kLanes = kNativeLanes<int32_t>;
+  const int32_t first = label[0], last = label[kGroup - 1];
+  Vec<int32_t, kLanes> other{};
+  for (int i = 0; i < kGroup; i += kLanes) {
+    const auto own = load<kLanes, int32_t>(label + i);
+    other |= (own != first) & (own != last);
+  }
+  if (any_lane<kLanes>(other) || (first != last && (first < 0 || last < 0))) return Group{kMixed, kMixed};
+  return Group{first, last};
+}
 
 // Labels, weights and their groups for pixels [first, first + size) of image n. Bad labels are counted and then ignored.
 template <class T>
@@ -129,12 +147,7 @@ static void load_labels(Block<T>& b, const DiceCeLossInputs& in, int64_t n, int6
     const T* given = static_cast<const T*>(in.pixel_weight) + at;
     for (int64_t i = 0; i < b.size; ++i) b.pixel_weight[i] = b.label[i] >= 0 ? given[i] : T(0);
   }
-  for (int64_t g = 0; g < b.padded; g += kGroup) {
-    const int32_t* label = b.label + g;
-    int32_t different = 0;
-    for (int i = 0; i < kGroup; ++i) different |= label[i] ^ label[0];
-    b.group[g / kGroup] = different ? kMixed : label[0];
-  }
+  for (int64_t g = 0; g < b.padded; g += kGroup) b.group[g / kGroup] = group_of(b.label + g);
   b.weight = in.weight ? b.weight_row : b.pixel_weight;
   if (in.weight)
     for (int64_t i = 0; i < b.padded; ++i)
@@ -153,41 +166,33 @@ static void stage_out(const Block<T>& b, In* dst, int64_t stride_c, int64_t stri
   unstage_rows(b.staged, b.capacity, b.classes, b.size, dst, stride_c, stride_s);
 }
 
-// exp of kRows classes starting at class c, written to b.exp and added to b.sum; the logits of classes `ahead` rows further
-// on (then of the next block) are prefetched meanwhile. kStable subtracts b.shift, sees zeros at ignored pixels, and is
-// exact for every input; otherwise the range of x is collected for outside_bounds.
+// exp of kRows classes starting at class c, written to b.exp and added to b.sum; the same rows of a block further on are
+// prefetched meanwhile. kStable subtracts b.shift, sees zeros at ignored pixels, and is exact for every input; otherwise
+// the range of x is collected for outside_bounds.
 template <class T, int kRows, bool kStable, class Logits>
 SEGOPS_INLINE void exp_rows(Block<T>& b, Logits x, int64_t c, Vec<BitsOf<T>, kNativeLanes<T>>& range) {
   constexpr int kLanes = kNativeLanes<T>;
-  constexpr int kWidth = 2;
-  constexpr int64_t kAhead = 8;
-  const Logits next = x.ahead(c + kAhead, b.classes, b.padded);
+  const Logits next = x.ahead(c, kBlocksAhead * b.padded);
   int64_t fetched = 0;
   // Copies, as what is stored might be the block itself for all the compiler knows.
   const Block<T> own = b;
   T* const exp = own.exp + c * own.capacity;
-  for (int64_t i = 0; i < own.padded; i += kWidth * kLanes) {
-    next.prefetch(kRows, fetched, i + kWidth * kLanes);
-    Vec<T, kLanes> v[kRows * kWidth], total[kWidth];
-    for (int w = 0; w < kWidth; ++w) total[w] = c == 0 ? Vec<T, kLanes>{} : load<kLanes, T>(own.sum + i + w * kLanes);
+  for (int64_t i = 0; i < own.padded; i += kLanes) {
+    next.prefetch(kRows, fetched, i + kLanes);
+    Vec<T, kLanes> v[kRows], total = c == 0 ? Vec<T, kLanes>{} : load<kLanes, T>(own.sum + i);
     for (int r = 0; r < kRows; ++r) {
-      for (int w = 0; w < kWidth; ++w) {
-        const int64_t at = i + w * kLanes;
-        v[r * kWidth + w] = x.template at<kLanes, T>(c + r, at);
-        if constexpr (kStable) {
-          const auto valid = load<kLanes, T>(own.class_id + at) >= T(0);
-          v[r * kWidth + w] = (valid ? v[r * kWidth + w] : Vec<T, kLanes>{}) - load<kLanes, T>(own.shift + at);
-        }
+      v[r] = x.template at<kLanes, T>(c + r, i);
+      if constexpr (kStable) {
+        const auto valid = load<kLanes, T>(own.class_id + i) >= T(0);
+        v[r] = (valid ? v[r] : Vec<T, kLanes>{}) - load<kLanes, T>(own.shift + i);
       }
     }
-    exp_tile<T, kLanes, kRows * kWidth, !kStable>(v, range);
+    exp_tile<T, kLanes, kRows, !kStable>(v, range);
     for (int r = 0; r < kRows; ++r) {
-      for (int w = 0; w < kWidth; ++w) {
-        store<kLanes>(exp + r * own.capacity + i + w * kLanes, v[r * kWidth + w]);
-        total[w] += v[r * kWidth + w];
-      }
+      store<kLanes>(exp + r * own.capacity + i, v[r]);
+      total += v[r];
     }
-    for (int w = 0; w < kWidth; ++w) store<kLanes>(own.sum + i + w * kLanes, total[w]);
+    store<kLanes>(own.sum + i, total);
   }
 }
 
@@ -207,10 +212,15 @@ static bool exp_block(Block<T>& b, Logits x) {
 // One value a pixel from the row of its label: out[i] = rows[label[i]][i] (0 where ignored).
 template <class T, class Logits>
 static void gather_target(const Block<T>& b, Logits rows, T* out) {
+  constexpr int kLanes = kNativeLanes<T>;
   for (int64_t g = 0; g < b.padded; g += kGroup) {
-    const int32_t label = b.group[g / kGroup];
-    if (label >= 0) {
-      for (int i = 0; i < kGroup; i += 4) store<4>(out + g + i, rows.template at<4, T>(label, g + i));
+    const Group group = b.group[g / kGroup];
+    if (group.first >= 0) {
+      for (int64_t i = g; i < g + kGroup; i += kLanes) {
+        const auto is_first = load<kLanes, T>(b.class_id + i) == static_cast<T>(group.first);
+        store<kLanes>(out + i,
+                      is_first ? rows.template at<kLanes, T>(group.first, i) : rows.template at<kLanes, T>(group.last, i));
+      }
     } else {
       for (int64_t i = g; i < g + kGroup; ++i) out[i] = b.label[i] < 0 ? T(0) : rows.template at<1, T>(b.label[i], i)[0];
     }

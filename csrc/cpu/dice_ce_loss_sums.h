@@ -45,13 +45,24 @@ void add_class_sums(const Block<T>& b, double* p) {
 
 template <class T>
 void add_target_sums(const Block<T>& b, Pair* it) {
+  constexpr int kLanes = kNativeLanes<T>;
   for (int64_t g = 0; g < b.padded; g += kGroup) {
-    const int32_t label = b.group[g / kGroup];
+    const Group group = b.group[g / kGroup];
     const T* prob = b.target_prob + g;
-    if (label >= 0) {
-      const Vec<T, 4> total = (load<4, T>(prob) + load<4, T>(prob + 4)) + (load<4, T>(prob + 8) + load<4, T>(prob + 12));
-      it[label * kCopies] += Pair{static_cast<double>((total[0] + total[1]) + (total[2] + total[3])), kGroup};
-    } else if (label == kMixed) {
+    if (group.first >= 0) {
+      using V = Vec<T, kLanes>;
+      V of_first{}, of_last{}, count{};
+      for (int i = 0; i < kGroup; i += kLanes) {
+        const auto is_first = load<kLanes, T>(b.class_id + g + i) == static_cast<T>(group.first);
+        const V own = load<kLanes, T>(prob + i);
+        of_first += is_first ? own : V{};
+        of_last += is_first ? V{} : own;
+        count += is_first ? broadcast<kLanes, T>(1) : V{};
+      }
+      const double firsts = sum_in_pairs<T, kLanes>(count);
+      it[group.first * kCopies] += Pair{static_cast<double>(sum_in_pairs<T, kLanes>(of_first)), firsts};
+      it[group.last * kCopies + 1] += Pair{static_cast<double>(sum_in_pairs<T, kLanes>(of_last)), kGroup - firsts};
+    } else if (group.first == kMixed) {
       for (int i = 0; i < kGroup; ++i) {
         // A pixel that is ignored adds nothing to class 0.
         const int32_t own = b.label[g + i];
@@ -109,19 +120,25 @@ void add_cross_entropy(Block<T>& b, Logits x, const DiceCeLossInputs& in, bool s
   const T keep = static_cast<T>(1.0 - in.label_smoothing);
   const T spread = static_cast<T>(in.label_smoothing / static_cast<double>(in.classes));
   const T weights = static_cast<T>(total_weight(in));
-  // In double: where all pixels have the same loss, as at the start of a training, float additions all round the same way.
+  // In double, or in pairs: where all pixels have the same loss, as at the start of a training, float additions one after
+  // the other all round the same way.
   Vec<double, kLanes> loss_sum{}, weight_sum{};
-  for (int64_t i = 0; i < b.padded; i += kLanes) {
-    const auto valid = load<kLanes, T>(b.class_id + i) >= T(0);
-    const V weight = load<kLanes, T>(b.weight + i);
-    const V log_sum = stable || smooth ? log<kLanes>(load<kLanes, T>(b.sum + i)) : V{};
-    const V nll = stable ? log_sum - load<kLanes, T>(b.target_logit + i) : -log<kLanes>(load<kLanes, T>(b.target_prob + i));
-    V loss = keep * weight * nll;
-    if (smooth) loss += spread * load<kLanes, T>(b.pixel_weight + i) * (weights * log_sum - load<kLanes, T>(b.row_a + i));
-    loss = valid ? loss : V{};
-    store<kLanes>(b.row_b + i, loss);
-    loss_sum += __builtin_convertvector(loss, Vec<double, kLanes>);
-    weight_sum += __builtin_convertvector(weight, Vec<double, kLanes>);
+  for (int64_t i = 0; i < b.padded; i += kChains * kLanes) {
+    V loss[kChains], weight[kChains];
+    for (int k = 0; k < kChains; ++k) {
+      const int64_t at = i + k * kLanes;
+      const auto valid = load<kLanes, T>(b.class_id + at) >= T(0);
+      weight[k] = load<kLanes, T>(b.weight + at);
+      const V log_sum = stable || smooth ? log<kLanes>(load<kLanes, T>(b.sum + at)) : V{};
+      const V nll =
+          stable ? log_sum - load<kLanes, T>(b.target_logit + at) : -log<kLanes>(load<kLanes, T>(b.target_prob + at));
+      V own = keep * weight[k] * nll;
+      if (smooth) own += spread * load<kLanes, T>(b.pixel_weight + at) * (weights * log_sum - load<kLanes, T>(b.row_a + at));
+      loss[k] = valid ? own : V{};
+      store<kLanes>(b.row_b + at, loss[k]);
+    }
+    loss_sum += __builtin_convertvector((loss[0] + loss[1]) + (loss[2] + loss[3]), Vec<double, kLanes>);
+    weight_sum += __builtin_convertvector((weight[0] + weight[1]) + (weight[2] + weight[3]), Vec<double, kLanes>);
   }
   double lanes[kLanes];
   store<kLanes>(lanes, loss_sum);
@@ -193,7 +210,8 @@ struct ToStream {
 };
 
 // d loss / d x_c = p_c (a_c - sum_k a_k p_k) + the same of the cross-entropy, where a = d loss / d p: gP_c (2 gP_c p_c if
-// squared) plus gI_t at the target. Written as p_c (g_c + u) - spread w_c, plus q at the target.
+// squared) plus gI_t at the target. Written as p_c (g_c + u) - spread w_c, plus q at the target; row a has u, or u / sum
+// (unless squared): e_c (g_c / sum + u / sum) takes an operation less.
 template <class T, class In>
 struct Backward {
   const DiceCeLossBackward& p;
@@ -214,10 +232,13 @@ struct Backward {
     const T spread = static_cast<T>(grad_ce * in.label_smoothing / static_cast<double>(in.classes) * total_weight(in));
     if (!gi) __builtin_memset(b.row_b, 0, static_cast<size_t>(b.padded) * sizeof(T));
     for (int64_t g = 0; gi && g < b.padded; g += kGroup) {
-      const int32_t label = b.group[g / kGroup];
-      for (int i = 0; i < kGroup; ++i) {
-        const int32_t own = label == kMixed ? b.label[g + i] : label;
-        b.row_b[g + i] = own < 0 ? T(0) : gi[own];
+      const Group group = b.group[g / kGroup];
+      if (group.first >= 0) {
+        const V of_first = broadcast<kLanes, T>(gi[group.first]), of_last = broadcast<kLanes, T>(gi[group.last]);
+        for (int64_t i = g; i < g + kGroup; i += kLanes)
+          store<kLanes>(b.row_b + i, load<kLanes, T>(b.class_id + i) == static_cast<T>(group.first) ? of_first : of_last);
+      } else {
+        for (int64_t i = g; i < g + kGroup; ++i) b.row_b[i] = b.label[i] < 0 ? T(0) : gi[b.label[i]];
       }
     }
     for (int64_t i = 0; i < b.padded; i += kChains * kLanes) {
@@ -235,7 +256,7 @@ struct Backward {
         const V ce = scale * load<kLanes, T>(b.weight + at);
         const V mean = dot[k] * load<kLanes, T>(b.inverse + at) + at_target;
         const V u = ce - mean + spread * load<kLanes, T>(b.pixel_weight + at);
-        store<kLanes>(b.row_a + at, valid ? u : V{});
+        store<kLanes>(b.row_a + at, valid ? (in.squared ? u : u * load<kLanes, T>(b.inverse + at)) : V{});
         store<kLanes>(b.row_b + at, valid ? at_target - ce : V{});
       }
     }
@@ -257,8 +278,11 @@ struct Backward {
       const V inverse = load<kLanes, T>(own.inverse + i), id = load<kLanes, T>(own.class_id + i);
       const V u = load<kLanes, T>(own.row_a + i), q = load<kLanes, T>(own.row_b + i);
       for (int r = 0; r < kRows; ++r) {
-        const V prob = load<kLanes, T>(own.exp + (c + r) * own.capacity + i) * inverse;
-        v[r] = prob * (kSquared ? 2 * g[r] * prob + u : g[r] + u);
+        const V exp = load<kLanes, T>(own.exp + (c + r) * own.capacity + i);
+        if constexpr (kSquared)
+          v[r] = exp * inverse * (2 * g[r] * (exp * inverse) + u);
+        else
+          v[r] = exp * (g[r] * inverse + u);
         v[r] += id == static_cast<T>(c + r) ? q : V{};
         if constexpr (kSpread) v[r] -= share[r] * load<kLanes, T>(own.pixel_weight + i);
       }
