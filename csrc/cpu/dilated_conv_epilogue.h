@@ -10,19 +10,23 @@ constexpr int64_t kBlock = 16;  // channels that are treated together
 
 constexpr int64_t whole_blocks(int64_t channels) { return (channels + kBlock - 1) / kBlock * kBlock; }
 
-// The epilogue as activation(scale * conv + offset + residual), for channels padded to whole blocks.
+// The epilogue as activation(scale * conv + offset + residual); beyond the last channel, constants begin again, so that
+// kRepeated of them can be read from any channel on.
 template <class T>
 struct Finish {
   T *scale, *offset, *slope;
   Activation activation;
   ConstPlanes residual;
 
-  static int64_t bytes(int64_t channels) { return 3 * whole_blocks(channels) * static_cast<int64_t>(sizeof(T)); }
+  static constexpr int64_t kRepeated = 4 * kBlock;
+
+  static int64_t length(int64_t channels) { return whole_blocks(channels) + kRepeated; }
+  static int64_t bytes(int64_t channels) { return 3 * length(channels) * static_cast<int64_t>(sizeof(T)); }
 
   Finish(const ConvEpilogue& e, int64_t channels, char* memory)
       : scale(reinterpret_cast<T*>(memory)),
-        offset(scale + whole_blocks(channels)),
-        slope(offset + whole_blocks(channels)),
+        offset(scale + length(channels)),
+        slope(offset + length(channels)),
         activation(e.activation),
         residual(e.residual) {
     const auto at = [](const void* values, int64_t c, T otherwise) {
@@ -33,7 +37,11 @@ struct Finish {
       offset[c] = scale[c] * at(e.bias, c, T(0)) + at(e.shift, c, T(0));
       slope[c] = at(e.slope, c, T(kLeakySlope));
     }
-    for (int64_t c = channels; c < whole_blocks(channels); ++c) scale[c] = offset[c] = slope[c] = T(0);
+    for (int64_t c = channels; c < length(channels); ++c) {
+      scale[c] = scale[c - channels];
+      offset[c] = offset[c - channels];
+      slope[c] = slope[c - channels];
+    }
   }
 
   // The first element of the residual of (n, c, y, x).
@@ -123,8 +131,31 @@ void finish_run(const Finish<T>& f, int64_t c, int64_t size, Run<const In> from,
   for (; i < size; advance(1)) finish_vectors<kPixels, T, 1, 1, In, Out>(f, c, from, residual, to);
 }
 
-// The epilogue of a whole convolution, row by row.
-template <class T, class In>
+// A line of pixels whose channels follow each other: vectors pass from one pixel into the next.
+template <class T, class In, class Out>
+void finish_line(const Finish<T>& f, int64_t channels, int64_t size, const In* from, const Out* residual, Out* to) {
+  constexpr int kLanes = kNativeLanes<T>, kCount = 4;
+  constexpr int64_t kStep = kCount * kLanes;
+  static_assert(kStep <= Finish<T>::kRepeated);
+  const int64_t on = kStep % channels;
+  const auto finish = [&]<int kWide, int kMany>(int64_t at, int64_t c) {
+    finish_vectors<false, T, kWide, kMany, In, Out>(f, c, {from + at, 1}, {residual ? residual + at : nullptr, 1},
+                                                    {to + at, 1});
+  };
+  int64_t i = 0, c = 0;
+  for (; i + kStep <= size; i += kStep) {
+    finish.template operator()<kLanes, kCount>(i, c);
+    c += on;
+    if (c >= channels) c -= channels;
+  }
+  for (; i < size; ++i) {
+    finish.template operator()<1, 1>(i, c);
+    if (++c == channels) c = 0;
+  }
+}
+
+// The epilogue of a whole convolution, row by row; From is the type that it was convolved to.
+template <class T, class From, class In>
 Status finish_image(const DilatedConvFinish& p, const Parallel& parallel) {
   const Planes& o = p.output;
   const ConstPlanes &from = p.convolved, &r = p.epilogue.residual;
@@ -133,6 +164,9 @@ Status finish_image(const DilatedConvFinish& p, const Parallel& parallel) {
   if (!memory.data) return Status::out_of_memory;
   const Finish<T> finish(p.epilogue, o.channels, memory.data);
   const bool channels_last = o.stride_c == 1 && o.stride_w != 1;
+  const auto is_line = [&](int64_t stride_c, int64_t stride_w) { return stride_c == 1 && stride_w == o.channels; };
+  const bool whole = channels_last && is_line(o.stride_c, o.stride_w) && is_line(from.stride_c, from.stride_w) &&
+                     (!r.data || is_line(r.stride_c, r.stride_w));
   // Rows of all planes, or of all images: items of about 16 thousand elements.
   const int64_t lines = channels_last ? o.batch * o.height : o.batch * o.channels * o.height;
   const int64_t line = channels_last ? o.width * o.channels : o.width;
@@ -142,17 +176,19 @@ Status finish_image(const DilatedConvFinish& p, const Parallel& parallel) {
     for (int64_t at = item * step; at < end; ++at) {
       const int64_t y = at % o.height, plane = at / o.height;
       const int64_t n = channels_last ? plane : plane / o.channels, c = channels_last ? 0 : plane % o.channels;
-      for (int64_t x = 0; x < (channels_last ? o.width : 1); ++x) {
+      for (int64_t x = 0; x < (channels_last && !whole ? o.width : 1); ++x) {
         const int64_t offset = n * from.stride_n + c * from.stride_c + y * from.stride_h + x * from.stride_w;
-        const T* source = static_cast<const T*>(from.data) + offset;
+        const From* source = static_cast<const From*>(from.data) + offset;
         In* target = static_cast<In*>(o.data) + n * o.stride_n + c * o.stride_c + y * o.stride_h + x * o.stride_w;
         const In* residual = finish.template residual_at<In>(n, c, y, x);
-        if (channels_last)
-          finish_run<false, T, T, In>(finish, c, o.channels, {source, from.stride_c}, {residual, r.stride_c},
-                                      {target, o.stride_c});
+        if (whole)
+          finish_line<T, From, In>(finish, o.channels, o.width * o.channels, source, residual, target);
+        else if (channels_last)
+          finish_run<false, T, From, In>(finish, c, o.channels, {source, from.stride_c}, {residual, r.stride_c},
+                                         {target, o.stride_c});
         else
-          finish_run<true, T, T, In>(finish, c, o.width, {source, from.stride_w}, {residual, r.stride_w},
-                                     {target, o.stride_w});
+          finish_run<true, T, From, In>(finish, c, o.width, {source, from.stride_w}, {residual, r.stride_w},
+                                        {target, o.stride_w});
       }
     }
   });

@@ -37,6 +37,7 @@ struct Product {
   const float* weights;
   float* products;
   int64_t tiles, inputs, outputs;
+  int64_t depth;                         // inputs that are there; those up to `inputs` are padding
   int64_t image_stride, product_stride;  // of tiles
 };
 
@@ -83,10 +84,10 @@ void multiply_panel(const Product& p, const float* weights, float* products) {
   constexpr int kVectors = kWidth / kNativeLanes<float>;
   // Sums, weights and one broadcast fill the registers, of which AVX-512 has 32.
   constexpr int kRows = SEGOPS_VECTOR_BYTES == 64 ? (kVectors == 4 ? 6 : 12) : kVectors == 2 ? 6 : 3;
-  const int64_t blocks = (p.inputs + kDeepest - 1) / kDeepest;
-  const int64_t depth = ((p.inputs + blocks - 1) / blocks + 15) / 16 * 16;
-  for (int64_t k = 0; k < p.inputs; k += depth) {
-    const int64_t deep = p.inputs - k < depth ? p.inputs - k : depth;
+  const int64_t blocks = (p.depth + kDeepest - 1) / kDeepest;
+  const int64_t depth = ((p.depth + blocks - 1) / blocks + 15) / 16 * 16;
+  for (int64_t k = 0; k < p.depth; k += depth) {
+    const int64_t deep = p.depth - k < depth ? p.depth - k : depth;
     // Blocks follow each other in memory, to the end of all weights.
     const int64_t groups = (p.tiles + kRows - 1) / kRows;
     Ahead ahead{reinterpret_cast<const char*>(weights + (k + deep) * kWidth),

@@ -73,11 +73,12 @@ inline double direct_cost(const ConvSize& s, const ConvWindow& w, const ConvCost
 }
 
 inline double winograd_cost(ConvSize s, const ConvWindow& w, int64_t m, ConvCost cost) {
+  const int64_t depth = s.inputs;  // of the products, which leave out what the inputs are padded by
   s.inputs = (s.inputs + 15) / 16 * 16;
   s.outputs = (s.outputs + 15) / 16 * 16;
   const double tiles =
       static_cast<double>(s.batch * winograd_tiles(s.height, w.dilation_h, m) * winograd_tiles(s.width, w.dilation_w, m));
-  return cost_of(cost, s, tiles * static_cast<double>((m + 2) * (m + 2) * s.inputs * s.outputs), tiles);
+  return cost_of(cost, s, tiles * static_cast<double>((m + 2) * (m + 2) * depth * s.outputs), tiles);
 }
 
 // Planar images that ATen convolves faster as copies that are channels last: small ones, which it keeps from oneDNN, and

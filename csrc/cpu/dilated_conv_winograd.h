@@ -225,7 +225,7 @@ class Winograd {
     }
     for (int64_t point = 0; point < kPoints; ++point)
       multiply({images + point * image_step_, transformed_ + point * weight_step_, products + point * product_step_, tiles,
-                inputs_, outputs_, image_stride_, product_stride_});
+                inputs_, outputs_, p_.input.channels, image_stride_, product_stride_});
     for (int64_t c = 0; c < p_.output.channels; c += kBlock) {
       V zero{};
       for_each_tile(t, [&](int64_t tile, int64_t y, int64_t x) {

@@ -103,6 +103,7 @@ class Limit:
         registers: of a thread, at most.
         spill_bytes, stack: at most.
         at_least: of an instruction, where the layout of the data promises it.
+        at_least_of: the same for one architecture, by its number, in addition.
         calls: the subroutines of `sass.SUBROUTINES` that may occur.
     """
 
@@ -111,7 +112,12 @@ class Limit:
     spill_bytes: int = 0
     stack: int = 0
     at_least: dict[str, int] = field(default_factory=dict)
+    at_least_of: dict[int, dict[str, int]] = field(default_factory=dict)
     calls: tuple[str, ...] = ()
+
+    def required(self, arch: int) -> dict[str, int]:
+        """Of each instruction, how many there must be for this architecture."""
+        return {**self.at_least, **self.at_least_of.get(arch, {})}
 
 
 # Subroutines that kernels may call, for `Limit.calls`.

@@ -42,6 +42,8 @@ _INSTRUCTIONS = {
     "lds128": r"LDS\.(?:\w+\.)*128\b",
     "ldsm": r"LDSM\b",
     "mma": r"(?:[HIDQ]G?MMA|UTC\w*MMA)\b",
+    # Hopper's product of a group of four warps; those of other architectures are not required to have it.
+    "hgmma": r"HGMMA\b",
     "ffma": r"FFMA2?\b",
     "mufu": r"MUFU\b",
     # How a quotient of integers begins where no subroutine is called.
@@ -115,7 +117,9 @@ def problems_of(row: Row, limit: Limit) -> list[str]:
         if getattr(row, what) > getattr(limit, what)
     ]
     found += [
-        f"{what} {row.counts.get(what, 0)} < {n}" for what, n in limit.at_least.items() if row.counts.get(what, 0) < n
+        f"{what} {row.counts.get(what, 0)} < {n}"
+        for what, n in limit.required(row.arch).items()
+        if row.counts.get(what, 0) < n
     ]
     return found + [f"call of {name}" for name in row.calls if name not in limit.calls]
 
@@ -162,6 +166,7 @@ def report(rows: Sequence[Row]) -> str:
         "LDS.128",
         "LDSM",
         "MMA",
+        "HGMMA",
         "FFMA",
         "MUFU",
         "int div",

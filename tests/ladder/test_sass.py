@@ -103,8 +103,19 @@ def test_a_row_beyond_a_limit_fails(change: dict[str, object], words: str) -> No
     assert broken([PLANAR, row]) == [f"{row.kernel} for sm_90: {words}"]
 
 
+@pytest.mark.parametrize("kernel", ["dilated_conv (bfloat16)", "dilated_conv_grad_weight (grad_weight, float16)"])
+def test_triton_products_for_sm_90_are_of_warp_groups(kernel: str) -> None:
+    """HMMA, which would do for sm_80, leaves half of that processor's speed."""
+    row = replace(PLANAR, kernel=f"triton {kernel}", registers=80, counts={"mma": 8, "stg128": 8}, calls={})
+    assert broken([replace(row, arch=80), replace(row, arch=100)]) == []
+    assert broken([row]) == [f"triton {kernel} for sm_90: hgmma 0 < 4"]
+    assert broken([replace(row, counts={**row.counts, "hgmma": 4})]) == []
+
+
 def test_limits_name_known_instructions_and_subroutines() -> None:
-    assert {what for limit in LIMITS for what in limit.at_least} <= set(sass._INSTRUCTIONS)
+    assert {what for limit in LIMITS for arch in ARCHITECTURES for what in limit.required(arch)} <= set(
+        sass._INSTRUCTIONS
+    )
     assert {name for limit in LIMITS for name in limit.calls} <= set(sass.SUBROUTINES)
 
 
@@ -134,12 +145,13 @@ CODE = """
         /*00b0*/                   FFMA.FTZ R1, R2, R3, R4 ;
         /*00c0*/                   LDGSTS.E.BYPASS.128 [R1], [R2.64] ;
         /*00d0*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;
+        /*00e0*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24 ;
 """
 
 
 def test_counts_of_instructions() -> None:
     counts = {what: len(re.findall(rf"\b{pattern}", CODE)) for what, pattern in sass._INSTRUCTIONS.items()}
-    expected = {"ldg128": 1, "ldg64": 1, "stg128": 1, "ldgsts": 1, "mma": 1, "ffma": 1, "int_div": 1}
+    expected = {"ldg128": 1, "ldg64": 1, "stg128": 1, "ldgsts": 1, "mma": 2, "hgmma": 1, "ffma": 1, "int_div": 1}
     assert counts == dict.fromkeys(sass._INSTRUCTIONS, 0) | expected
     assert sass.spills(CODE) == 8 + 2 + 4
     assert sass.subroutines(CODE) == {"div_s64": 1, "warpsync": 1}

@@ -63,6 +63,7 @@ def resources(compiled: Any) -> dict[str, int]:
         # those of divisions, have names.
         "call": len(re.findall(r"\bCALL\.(?!.*`\(\.L_)", sass)),
         "mma": len(re.findall(r"\b(?:H?G?MMA\.|UTC\w*MMA\b)", sass)),
+        "hgmma": len(re.findall(r"\bHGMMA\.", sass)),
         # Arithmetic on 16-bit numbers, which are to be widened first.
         "narrow_math": len(
             re.findall(r"\b(?:arith|math)\.(?!extf|truncf|constant)\w+ .*(?:x| )b?f16\b", compiled.asm["ttir"])

@@ -60,6 +60,7 @@ struct DilatedConvFinish {
   ConstPlanes convolved;
   ConvEpilogue epilogue;
   Planes output;
+  bool rounded;  // whether what was convolved is of that dtype too, or of the type that sums have
 };
 
 }  // namespace segops

@@ -133,13 +133,26 @@ LIMITS = (
         spill_bytes=16,
         stack=16,
         at_least={"mma": 4, "stg128": 8},
+        at_least_of={90: {"hgmma": 4}},
         calls=("subroutine",),
     ),
-    Limit(r"triton dilated_conv \(.*\)", 255, at_least={"mma": 4, "stg128": 8}, calls=("subroutine",)),
+    Limit(
+        r"triton dilated_conv \(.*\)",
+        255,
+        at_least={"mma": 4, "stg128": 8},
+        at_least_of={90: {"hgmma": 4}},
+        calls=("subroutine",),
+    ),
     Limit(r"triton dilated_conv_direct .*", 80, at_least={"ldg128": 1, "stg128": 1}),
     Limit(r"triton dilated_conv_grad_weight_direct .*", 80, at_least={"ldg128": 2}),
     Limit(r"triton dilated_conv_grad_weight \(grad_weight, float32\)", 192, at_least={"stg128": 8}),
-    Limit(r"triton dilated_conv_grad_weight \(.*\)", 144, at_least={"mma": 4, "stg128": 8}, calls=("subroutine",)),
+    Limit(
+        r"triton dilated_conv_grad_weight \(.*\)",
+        144,
+        at_least={"mma": 4, "stg128": 8},
+        at_least_of={90: {"hgmma": 4}},
+        calls=("subroutine",),
+    ),
     Limit(r"triton dilated_conv_combine .*", 40, at_least={"ldg128": 4, "stg128": 1}),
 )
 
