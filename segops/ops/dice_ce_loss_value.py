@@ -83,6 +83,7 @@ def loss_of_sums(
     skip_absent: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, (ce, dice), scores) from overlap sums [N, 3, C] and cross-entropy sums [2], over all ranks of a group."""
+    ce_weight, dice_weight, smooth = float(ce_weight), float(dice_weight), float(smooth)
     options: dict[str, Any] = {
         "batch_dice": batch_dice,
         "include_background": include_background,
@@ -103,11 +104,10 @@ def loss_of_sums(
             class_weight = None
             if dice_class_weight is not None and sums.ndim == 3:  # else there is the cross-entropy alone
                 class_weight = dice_class_weight.to(torch.float64).contiguous()
-            numbers = (float(smooth), ce_weight, dice_weight)
+            numbers = (smooth, ce_weight, dice_weight)
             loss, parts, scores, _, _ = op(sums, ce_sums, class_weight, *coefficients, *numbers, *options.values())
             return loss, parts, scores
 
-    ce_weight, dice_weight = float(ce_weight), float(dice_weight)
     if process_group is None:
         return of_sums(sums, ce_sums, ce_weight, dice_weight)
     return ranks.value(process_group, sums, ce_sums, of_sums, ce_weight=ce_weight, dice_weight=dice_weight, **options)

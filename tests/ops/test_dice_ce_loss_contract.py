@@ -176,6 +176,11 @@ def _fresh_count() -> Iterator[None]:
     segops.take_bad_data_count()
 
 
+def test_an_int_beyond_64_bits_is_a_number(logits: Tensor, target: Tensor, backend: str) -> None:
+    loss = segops.dice_ce_loss(logits, target, smooth=1 << 70, ce_weight=0, backend=backend)
+    assert loss.item() == 0  # every score is 1
+
+
 @pytest.mark.parametrize("name", BAD_LABELS)
 def test_bad_labels_raise(name: str, logits: Tensor, target: Tensor, backend: str) -> None:
     bad, words = BAD_LABELS[name]
