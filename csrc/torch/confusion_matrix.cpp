@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> count(const Tensor& prediction, const Tensor&
     p.pixels = prediction.numel();
   }
   check(sizes_of(target) == expected, "segops.", kConfusion, ": target must be ", to_text(expected), ", got ",
-        to_text(sizes_of(target)));
+        to_text(target));
 
   Tensor counts = empty({num_classes, num_classes}, ScalarType::Long, target);
   torch::stable::zero_(counts);

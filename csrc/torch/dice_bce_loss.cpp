@@ -117,8 +117,7 @@ Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::optional
                  const std::optional<Tensor>& pixel_weight, std::optional<int64_t> ignore_index, double focal_gamma,
                  bool squared) {
   check(logits.dim() >= 3 && sizes_of(target) == sizes_of(logits), "segops.", kOp,
-        ": logits must be [N, C, *spatial] and target of its shape, got ", to_text(sizes_of(logits)), " and ",
-        to_text(sizes_of(target)));
+        ": logits must be [N, C, *spatial] and target of its shape, got ", to_text(logits), " and ", to_text(target));
   return inputs_of(logits, target, as_pixels(logits).planar(), pos_weight, pixel_weight, ignore_index, focal_gamma, squared);
 }
 
@@ -127,8 +126,8 @@ Inputs coarse_inputs_of(const Tensor& logits, const Tensor& target, const std::o
                         const std::optional<Tensor>& pixel_weight, std::optional<int64_t> ignore_index, double focal_gamma,
                         bool squared) {
   check(logits.dim() == 4 && target.dim() == 4 && target.size(0) == logits.size(0) && target.size(1) == logits.size(1),
-        "segops.", kOp, ": coarse logits must be [N, C, h, w] with target [N, C, H, W], got ", to_text(sizes_of(logits)),
-        " and ", to_text(sizes_of(target)));
+        "segops.", kOp, ": coarse logits must be [N, C, h, w] with target [N, C, H, W], got ", to_text(logits), " and ",
+        to_text(target));
   check_coarse(logits, target.size(2), target.size(3), kOp, target);
   Inputs r = inputs_of(logits, target, true, pos_weight, pixel_weight, ignore_index, focal_gamma, squared);
   r.in.logits = {};

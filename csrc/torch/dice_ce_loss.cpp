@@ -59,8 +59,7 @@ struct Inputs {
 Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::vector<int64_t>& labels,
                  const std::optional<Tensor>& weight, const std::optional<Tensor>& pixel_weight, int64_t ignore_index,
                  double label_smoothing, bool squared) {
-  check(sizes_of(target) == labels, "segops.", kOp, ": target must be ", to_text(labels), ", got ",
-        to_text(sizes_of(target)));
+  check(sizes_of(target) == labels, "segops.", kOp, ": target must be ", to_text(labels), ", got ", to_text(target));
   check(logits.size(1) > 0, "segops.", kOp, ": logits must have at least one class");
 #ifdef SEGOPS_DEVICE_KERNELS
   check(logits.size(1) <= cuda::kDiceCeLossMostClasses, "segops.", kOp, ": logits must have at most ",
@@ -99,7 +98,7 @@ Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::vector<i
 
 Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
                  const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing, bool squared) {
-  check(logits.dim() >= 3, "segops.", kOp, ": logits must be [N, C, *spatial], got ", to_text(sizes_of(logits)));
+  check(logits.dim() >= 3, "segops.", kOp, ": logits must be [N, C, *spatial], got ", to_text(logits));
   std::vector<int64_t> labels = sizes_of(logits);
   labels.erase(labels.begin() + 1);
   return inputs_of(logits, target, labels, weight, pixel_weight, ignore_index, label_smoothing, squared);
@@ -110,8 +109,7 @@ Inputs coarse_inputs_of(const Tensor& logits, const Tensor& target, const std::o
                         const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing,
                         bool squared) {
   check(logits.dim() == 4 && target.dim() == 3, "segops.", kOp,
-        ": coarse logits must be [N, C, h, w] with target [N, H, W], got ", to_text(sizes_of(logits)), " and ",
-        to_text(sizes_of(target)));
+        ": coarse logits must be [N, C, h, w] with target [N, H, W], got ", to_text(logits), " and ", to_text(target));
   check_coarse(logits, target.size(1), target.size(2), kOp, target);
   Inputs r = inputs_of(logits, target, {logits.size(0), target.size(1), target.size(2)}, weight, pixel_weight, ignore_index,
                        label_smoothing, squared);
@@ -216,8 +214,7 @@ Sums value(const Tensor& overlap, const Tensor& ce, const std::optional<Tensor>&
            double den_i, double den_p, double den_t, double smooth, double ce_weight, double dice_weight, bool batch_dice,
            bool include_background, bool skip_absent, bool ce_mean) {
   const bool with_overlap = overlap.dim() == 3;
-  check(!with_overlap || overlap.size(1) == 3, "segops.", kOp, ": overlap must be [N, 3, C], got ",
-        to_text(sizes_of(overlap)));
+  check(!with_overlap || overlap.size(1) == 3, "segops.", kOp, ": overlap must be [N, 3, C], got ", to_text(overlap));
   DiceCeLossValue p{};
   p.with_overlap = with_overlap;
   p.batch = with_overlap ? overlap.size(0) : 0;

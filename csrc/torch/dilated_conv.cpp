@@ -194,7 +194,7 @@ Prepacked kept_of(const Vector& prepacked, const Tensor& weight) {
   for (bool fast : {false, true})
     if (weight.size(2) == 3 && weight.size(3) == 3 && t.numel() == prepacked_floats(weight.size(1), weight.size(0), fast))
       return fast ? Prepacked::winograd4 : Prepacked::winograd2;
-  fail("segops.", kConv, ": prepacked does not belong to a weight ", to_text(sizes_of(weight)));
+  fail("segops.", kConv, ": prepacked does not belong to a weight ", to_text(weight));
 }
 
 Tensor prepack(const Tensor& weight, bool fast) {
@@ -202,7 +202,7 @@ Tensor prepack(const Tensor& weight, bool fast) {
   const Dtype dtype = floating_dtype(weight, "weight");
   const int64_t outputs = weight.size(0), inputs = weight.size(1);
   check(dtype != Dtype::float64 && weight.size(2) == 3 && weight.size(3) == 3 && outputs > 0 && inputs > 0, "segops.", kConv,
-        ": only weights of 3x3 convolutions in 32 or 16 bits are prepacked, got ", to_text(sizes_of(weight)));
+        ": only weights of 3x3 convolutions in 32 or 16 bits are prepacked, got ", to_text(weight));
   const Tensor dense = torch::stable::contiguous(weight);
   Tensor result = empty({prepacked_floats(inputs, outputs, fast)}, ScalarType::Float, weight);
   float* const to = static_cast<float*>(result.mutable_data_ptr());
@@ -263,7 +263,7 @@ Tensor convolve_by(const Tensor& input, const Tensor& weight, const Vector& prep
   if (residual) {
     check_alike(*residual, input, "residual");
     check(sizes_of(*residual) == sizes, "segops.", kConv, ": residual must be ", to_text(sizes), ", got ",
-          to_text(sizes_of(*residual)));
+          to_text(*residual));
     beside = as_image(*residual);
     p.epilogue.residual = beside->planes;
   }

@@ -17,7 +17,7 @@ constexpr const char* kNorm = "dilated_conv2d_norm";
 
 void check_floats(const Tensor& t, const std::vector<int64_t>& sizes, const char* name) {
   check(t.is_cpu() && t.scalar_type() == ScalarType::Float && t.is_contiguous() && sizes_of(t) == sizes, "segops.", kNorm,
-        ": ", name, " must be contiguous float32 ", to_text(sizes), " on the CPU, got ", to_text(sizes_of(t)));
+        ": ", name, " must be contiguous float32 ", to_text(sizes), " on the CPU, got ", to_text(t));
 }
 
 const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
@@ -27,7 +27,7 @@ float* floats_of(Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); 
 ConvNorm norm_of(const Tensor& image, const Tensor& weight, const Tensor& bias, Tensor& mean, Tensor& inverse,
                  int64_t activation) {
   check(image.dim() == 4 && image.numel() > 0, "segops.", kNorm, ": image must be [N, C, H, W] with pixels, got ",
-        to_text(sizes_of(image)));
+        to_text(image));
   check_floats(image, sizes_of(image), "image");
   const std::vector<int64_t> channels{image.size(1)};
   check_floats(weight, channels, "weight");

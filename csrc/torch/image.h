@@ -6,7 +6,7 @@
 namespace segops::binding {
 
 inline void check_image(const Tensor& t, const char* op, const char* name) {
-  check(t.dim() == 4, "segops.", op, ": ", name, " must be [N, C, H, W], got ", to_text(sizes_of(t)));
+  check(t.dim() == 4, "segops.", op, ": ", name, " must be [N, C, H, W], got ", to_text(t));
 #ifdef USE_CUDA
   check(!t.is_cpu(), "segops.", op, ": ", name, " must be on the device of the other tensors, got a CPU tensor");
 #endif
@@ -50,7 +50,7 @@ inline Image as_image(const Tensor& t) {
 inline Image checked_image(const Tensor& t, const char* op, const char* name, int64_t height, int64_t width) {
   check_image(t, op, name);
   check(dtype_of(t, "segops: image") <= Dtype::float16, "segops.", op, ": ", name, " must be floating point");
-  check(t.size(2) > 0 && t.size(3) > 0, "segops.", op, ": ", name, " must have pixels, got ", to_text(sizes_of(t)));
+  check(t.size(2) > 0 && t.size(3) > 0, "segops.", op, ": ", name, " must have pixels, got ", to_text(t));
   check(height > 0 && width > 0, "segops.", op, ": the size must be at least 1 in each dimension, got ",
         to_text({height, width}));
   return as_image(t);

@@ -14,7 +14,7 @@ inline const double* table(const std::optional<Tensor>& t, int64_t elements, con
   if (!t) return nullptr;
   check_device(*t, like, op, name);
   check(t->scalar_type() == ScalarType::Double && t->is_contiguous() && t->numel() == elements, "segops.", op, ": ", name,
-        " must be a contiguous float64 tensor of ", elements, " elements, got ", to_text(sizes_of(*t)));
+        " must be a contiguous float64 tensor of ", elements, " elements, got ", to_text(*t));
   return static_cast<const double*>(t->const_data_ptr());
 }
 
@@ -32,8 +32,8 @@ PlanesOf<Data> planes_of(Data* data, const Pixels& p) {
 // Logits that may stand for their interpolation to height x width.
 inline void check_coarse(const Tensor& logits, int64_t height, int64_t width, const char* op, const Tensor& target) {
   check(logits.size(2) > 0 && logits.size(2) <= height && logits.size(3) > 0 && logits.size(3) <= width, "segops.", op,
-        ": coarse logits must have at least one pixel and no more than target in each dimension, got ",
-        to_text(sizes_of(logits)), " and ", to_text(sizes_of(target)));
+        ": coarse logits must have at least one pixel and no more than target in each dimension, got ", to_text(logits),
+        " and ", to_text(target));
 }
 
 }  // namespace segops::binding

@@ -91,7 +91,7 @@ Image indices_in_layout(const Tensor& indices, const Tensor& like, ScalarType ty
   check(indices.scalar_type() == type, "segops.", kUnpool, ": indices must be ",
         type == ScalarType::Byte ? "uint8" : "int64");
   check(sizes_of(indices) == sizes_of(like), "segops.", kUnpool, ": indices must have the shape of the input, ",
-        to_text(sizes_of(like)), ", got ", to_text(sizes_of(indices)));
+        to_text(like), ", got ", to_text(indices));
   check_device(indices, like, kUnpool, "indices");
   return in_layout(indices, channels_last);
 }
@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor> pool(const Tensor& input, std::vector<int64_t> window
   check_image(input, kPool, "input");
   const Windows windows = windows_of(window, kPool);
   check(input.size(1) > 0 && input.size(2) > 0 && input.size(3) > 0, "segops.", kPool, ": input must have pixels, got ",
-        to_text(sizes_of(input)));
+        to_text(input));
   const int64_t h = windows_along(windows.vertical, input.size(2), ceil_mode);
   const int64_t w = windows_along(windows.horizontal, input.size(3), ceil_mode);
   const bool last = suggests_channels_last(input);

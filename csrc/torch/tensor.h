@@ -76,12 +76,21 @@ inline void check_device(const Tensor& t, const Tensor& like, const char* op, co
         " must be on the device of the other tensors");
 }
 
-inline std::string to_text(const std::vector<int64_t>& sizes) {
-  std::ostringstream text;
+// Sizes as a message tells them: written where a check fails, which costs a call that passes it nothing.
+struct SizesText {
+  const Tensor* tensor;
+  const int64_t* sizes;
+  size_t count;
+};
+inline SizesText to_text(const Tensor& t) { return {&t, nullptr, static_cast<size_t>(t.dim())}; }
+inline SizesText to_text(const std::vector<int64_t>& sizes) { return {nullptr, sizes.data(), sizes.size()}; }
+inline SizesText to_text(const std::initializer_list<int64_t>& sizes) { return {nullptr, sizes.begin(), sizes.size()}; }
+
+inline std::ostream& operator<<(std::ostream& text, const SizesText& s) {
   text << "[";
-  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
-  text << "]";
-  return text.str();
+  for (size_t i = 0; i < s.count; ++i)
+    text << (i ? ", " : "") << (s.tensor ? s.tensor->size(static_cast<int64_t>(i)) : s.sizes[i]);
+  return text << "]";
 }
 
 // A large output that is fresh from the system is faulted in page by page on its first write; huge pages make that several

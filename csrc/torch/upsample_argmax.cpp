@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> argmax(const Tensor& logits, int64_t height, int64_t 
   check(height > 0 && width > 0, "segops.", kArgmax, ": size must be at least 1 in each dimension, got ",
         to_text({height, width}));
   check(logits.size(1) > 0 && logits.size(2) > 0 && logits.size(3) > 0, "segops.", kArgmax,
-        ": logits must have classes and pixels, got ", to_text(sizes_of(logits)));
+        ": logits must have classes and pixels, got ", to_text(logits));
   const bool wide = logits.scalar_type() == ScalarType::Double;
   Tensor labels = empty({logits.size(0), height, width}, dtype, logits);
   Tensor score =

@@ -74,8 +74,7 @@ Tensor cat(const Tensor& input, const Tensor& skip, bool align_corners, bool ski
   const Image beside = checked_image(skip, kCat, "skip", skip.size(2), skip.size(3));
   check_device(skip, input, kCat, "skip");
   check(skip.size(0) == input.size(0) && skip.scalar_type() == input.scalar_type(), "segops.", kCat,
-        ": skip must have the batch and the dtype of input, got ", to_text(sizes_of(skip)), " for ",
-        to_text(sizes_of(input)));
+        ": skip must have the batch and the dtype of input, got ", to_text(skip), " for ", to_text(input));
   Tensor output = result_of(input, input.size(1) + skip.size(1), skip.size(2), skip.size(3));
   const auto part = [&](int64_t first, int64_t channels) {
     Planes p = planes_of(output);
