@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from segops.models import official, vgg
 from segops.models.bilinear import BilinearConvTranspose2d
@@ -161,8 +160,7 @@ class DilatedNet(SegmentationModel):
             )
         logits = self.official_output(F.pad(input, [MARGIN] * 4, mode="reflect"))
         if self.upsample is None:
-            # In a graph of any size this is open, and what is cut off may be nothing.
-            if statically_known_true(height % STRIDE == 0) and statically_known_true(width % STRIDE == 0):
+            if height % STRIDE == 0 and width % STRIDE == 0:
                 return [logits]
             logits = upsample_bilinear2d(logits, scale_factor=float(STRIDE))
         return [logits[..., :height, :width]]
