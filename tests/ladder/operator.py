@@ -112,8 +112,8 @@ class Limit:
     spill_bytes: int = 0
     stack: int = 0
     at_least: dict[str, int] = field(default_factory=dict)
-    at_least_of: dict[int, dict[str, int]] = field(default_factory=dict)
     calls: tuple[str, ...] = ()
+    at_least_of: dict[int, dict[str, int]] = field(default_factory=dict)
 
     def required(self, arch: int) -> dict[str, int]:
         """Of each instruction, how many there must be for this architecture."""
