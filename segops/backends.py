@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from segops import _library, triton
 __all__ = ["NAMES", "BackendUnavailableError", "available", "reason_unavailable", "requested", "resolve", "use"]
 
 NAMES = ("native", "triton", "simt", "reference")
+_NAMESPACES = {"native": "segops", "triton": "segops_triton", "simt": "segops_simt"}
 _chosen: list[str] = []
 
 
@@ -35,6 +37,10 @@ def reason_unavailable(backend: str, device_type: str = "cpu") -> str | None:
     if backend == "simt":
         only_cpu = "it executes the CUDA kernels on the host, for CPU tensors"
         return _library.simt_unavailable if device_type == "cpu" else only_cpu
+    return _native_unavailable(device_type)
+
+
+def _native_unavailable(device_type: str) -> str | None:
     if device_type in ("cpu", "meta"):  # meta tensors go through the shapes of the same operators
         return _library.cpu_unavailable
     if device_type == "cuda":
@@ -83,7 +89,7 @@ def resolve(backend: str | None, device: torch.device) -> str:
     """
     wanted = requested() if backend is None else backend
     if wanted is None:
-        return "native" if reason_unavailable("native", device.type) is None else "reference"
+        return "native" if _native_unavailable(device.type) is None else "reference"
     _check_name(wanted, "backend")
     reason = reason_unavailable(wanted, device.type)
     if reason is not None:
@@ -93,7 +99,19 @@ def resolve(backend: str | None, device: torch.device) -> str:
 
 def namespace(backend: str) -> str:
     """The namespace of torch.ops that holds the operators of `backend`."""
-    return {"native": "segops", "triton": "segops_triton", "simt": "segops_simt"}[backend]
+    return _NAMESPACES[backend]
+
+
+def run(backend: str, name: str, *arguments: Any) -> Any:
+    """Call the operator `name` of `backend`, past its autograd kernel, which is Python, where nobody differentiates."""
+    op = getattr(getattr(torch.ops, namespace(backend)), name)
+    # Graphs are of the whole operator; transforms of torch.func have levels of their own, which may be differentiated.
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return op(*arguments)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.default(*arguments)
 
 
 def _check_name(name: str, what: str) -> None:

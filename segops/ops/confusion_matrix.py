@@ -80,7 +80,9 @@ def confusion_matrix(
     chosen = backends.resolve(backend, target.device)
     if chosen == "reference":
         return _by_reference(prediction, target, classes, ignore_index)
-    counts, bad_labels, bad_predictions = getattr(torch.ops, backends.namespace(chosen)).confusion_matrix(
+    counts, bad_labels, bad_predictions = backends.run(
+        chosen,
+        "confusion_matrix",
         prediction.detach(),
         target,
         classes,

@@ -222,12 +222,12 @@ def dice_bce_loss(
             logits.to(accumulate), target, pos_weight, pixel_weight, ignored, float(focal_gamma), squared
         )
     else:
-        ops = getattr(torch.ops, backends.namespace(chosen))
         common.refuse_forward_mode(OP, logits)
         if pixel_stride(logits) is None:
             logits = logits.contiguous()  # once, rather than in forward and in backward
-        statistics = ops.dice_bce_loss_coarse_statistics if interpolate else ops.dice_bce_loss_statistics
-        sums, bce_sums, bce_map, bad_labels = statistics(
+        sums, bce_sums, bce_map, bad_labels = backends.run(
+            chosen,
+            "dice_bce_loss_coarse_statistics" if interpolate else "dice_bce_loss_statistics",
             logits,
             target,
             pos_weight,

@@ -225,12 +225,12 @@ def dice_ce_loss(
             logits.to(accumulate), target, weight, pixel_weight, ignore_index, label_smoothing, squared
         )
     else:
-        ops = getattr(torch.ops, backends.namespace(chosen))
         common.refuse_forward_mode(OP, logits)
         if pixel_stride(logits) is None:
             logits = logits.contiguous()  # once, rather than in forward and in backward
-        statistics = ops.dice_ce_loss_coarse_statistics if interpolate else ops.dice_ce_loss_statistics
-        sums, ce_sums, ce_map, confusion, bad_labels = statistics(
+        sums, ce_sums, ce_map, confusion, bad_labels = backends.run(
+            chosen,
+            "dice_ce_loss_coarse_statistics" if interpolate else "dice_ce_loss_statistics",
             logits,
             target,
             None if weight is None else weight.to(torch.float64).contiguous(),

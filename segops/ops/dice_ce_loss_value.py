@@ -96,7 +96,7 @@ def loss_of_sums(
             reference.value, coefficients=coefficients, smooth=smooth, dice_class_weight=dice_class_weight, **options
         )
     else:
-        op = getattr(torch.ops, backends.namespace(backend)).dice_ce_loss_value
+        op = partial(backends.run, backend, "dice_ce_loss_value")
 
         def of_sums(
             sums: Tensor, ce_sums: Tensor, ce_weight: float, dice_weight: float

@@ -270,11 +270,10 @@ def dilated_conv2d(
     for t in (input, weight, *vectors, residual):
         if t is not None:
             check_no_tangent(arguments.OP, t)
-    ops = getattr(torch.ops, backends.namespace(chosen))
     if prepacked is None or chosen != "native" or _is_differentiated(*everything[:7]):
-        output: Tensor = ops.dilated_conv2d(*everything)
+        output: Tensor = backends.run(chosen, "dilated_conv2d", *everything)
     else:
-        output = ops.dilated_conv2d_prepacked(*everything[:2], prepacked, *everything[2:])
+        output = backends.run(chosen, "dilated_conv2d_prepacked", *everything[:2], prepacked, *everything[2:])
     return output
 
 

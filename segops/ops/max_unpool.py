@@ -207,7 +207,7 @@ def max_pool2d(
         indices = indices.contiguous(memory_format=memory_format)
     else:
         check_no_tangent(op, input)
-        output, indices = getattr(torch.ops, backends.namespace(chosen)).max_pool2d(images, window, ceil_mode)
+        output, indices = backends.run(chosen, "max_pool2d", images, window, ceil_mode)
     return (output, indices) if input.ndim == 4 else (output.squeeze(0), indices.squeeze(0))
 
 
@@ -269,12 +269,11 @@ def max_unpool2d(
         output = _unpool_by_definition(*batched, height, width, window)
     else:
         check_no_tangent(_UNPOOL, input)
-        ops = getattr(torch.ops, backends.namespace(chosen))
         how = errors.on_bad("raise", input)
         if local:
-            output, bad = ops.max_unpool2d(*batched, height, width, window, False, how)
+            output, bad = backends.run(chosen, "max_unpool2d", *batched, height, width, window, False, how)
         else:
-            output, bad = ops.max_unpool2d_flat(*batched, height, width, False, how)
+            output, bad = backends.run(chosen, "max_unpool2d_flat", *batched, height, width, False, how)
         errors.raise_bad_indices(_UNPOOL, bad, batched[1], (height, width), kernel)
     if input.ndim == 3:
         return output.squeeze(0)

@@ -62,7 +62,7 @@ def window_of(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: An
     as_kernel = stride is None or (isinstance(stride, (tuple, list)) and not stride)
     strides = kernel if as_kernel else _pair(op, "stride", stride, 1)
     paddings, dilations = _pair(op, "padding", padding, 0), _pair(op, "dilation", dilation, 1)
-    if any(pad > size // 2 for pad, size in zip(paddings, kernel, strict=True)):
+    if paddings[0] > kernel[0] // 2 or paddings[1] > kernel[1] // 2:
         raise ValueError(
             f"segops.{op}: padding must be at most half of kernel_size, got padding {padding!r} "
             f"for kernel_size {kernel_size!r}"
@@ -130,14 +130,18 @@ def unpooled_size(op: str, pooled: Sequence[Any], window: Window, output_size: S
             raise TypeError(f"segops.{op}: output_size must be a tuple of ints, got {output_size!r}")
         # As in torch; what pooling in either mode has come from is in this range. Sizes that a graph leaves open are
         # not compared: they would no longer be free, and a wrong one shows in the indices.
-        far = statically_known_true(size <= base - stride) or statically_known_true(size >= base + stride)
-        if far or size < 1:
+        if _reaches(base - stride, size) or _reaches(size, base + stride) or size < 1:
             raise ValueError(
                 f"segops.{op}: no pooling with kernel_size {tuple(window[:2])}, stride {tuple(window[2:4])}, padding "
                 f"{tuple(window[4:6])} and dilation {tuple(window[6:])} makes {pooled[0]} x {pooled[1]} of "
                 f"{sizes[0]} x {sizes[1]}; without output_size it is {least[0]} x {least[1]}"
             )
     return sizes[0], sizes[1]
+
+
+def _reaches(a: Any, b: Any) -> bool:
+    """Whether a is known to be b or more."""
+    return a >= b if type(a) is int and type(b) is int else statically_known_true(a >= b)
 
 
 def input_size_of(op: str, input_size: Any) -> tuple[Any, Any]:
@@ -153,6 +157,8 @@ def input_size_of(op: str, input_size: Any) -> tuple[Any, Any]:
 
 
 def _pair(op: str, name: str, value: Any, least: int) -> tuple[int, int]:
+    if type(value) is int and least <= value < 1 << 31:  # the usual call, whose cost small images show
+        return value, value
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     for one in values:
         if not isinstance(one, int) or isinstance(one, bool):

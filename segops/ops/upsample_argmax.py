@@ -80,8 +80,9 @@ def upsample_argmax(
     if chosen == "reference":
         labels, score = reference.upsample_argmax(logits, height, width, align_corners, dtype)
     else:
-        op = getattr(torch.ops, backends.namespace(chosen)).upsample_argmax
-        labels, score = op(logits.detach(), height, width, align_corners, dtype, return_score)
+        labels, score = backends.run(
+            chosen, "upsample_argmax", logits.detach(), height, width, align_corners, dtype, return_score
+        )
     return (labels, score) if return_score else labels
 
 

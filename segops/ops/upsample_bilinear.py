@@ -130,8 +130,7 @@ def upsample_bilinear2d(
     if chosen == "reference":
         return reference.upsample_bilinear2d(input, height, width, align_corners, *scales)
     check_no_tangent(op, input)
-    ops = getattr(torch.ops, backends.namespace(chosen))
-    output: Tensor = ops.upsample_bilinear2d(input, height, width, align_corners, *scales)
+    output: Tensor = backends.run(chosen, "upsample_bilinear2d", input, height, width, align_corners, *scales)
     return output
 
 
@@ -186,8 +185,7 @@ def upsample_cat(
         return reference.upsample_cat(input, skip, align_corners, order == "skip_first")
     check_no_tangent(op, input)
     check_no_tangent(op, skip)
-    ops = getattr(torch.ops, backends.namespace(chosen))
-    output: Tensor = ops.upsample_cat(input, skip, align_corners, order == "skip_first")
+    output: Tensor = backends.run(chosen, "upsample_cat", input, skip, align_corners, order == "skip_first")
 
     def again(input: Tensor, skip: Tensor) -> Tensor:
         return upsample_cat(input, skip, align_corners, order, backend=backend)

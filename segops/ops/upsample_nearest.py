@@ -125,7 +125,7 @@ def upsample_nearest2d(
     if chosen == "reference":
         return reference.upsample_nearest2d(_accumulated(input), *geometry).to(input.dtype)
     check_no_tangent("upsample_nearest2d", input)
-    output: Tensor = getattr(torch.ops, backends.namespace(chosen)).upsample_nearest2d(input, *geometry)
+    output: Tensor = backends.run(chosen, "upsample_nearest2d", input, *geometry)
     return output
 
 
@@ -161,7 +161,7 @@ def bed_of_nails2d(input: Tensor, scale: int, *, backend: str | None = None) -> 
     if chosen == "reference":
         return reference.bed_of_nails2d(input, scale)
     check_no_tangent("bed_of_nails2d", input)
-    output: Tensor = getattr(torch.ops, backends.namespace(chosen)).bed_of_nails2d(input, scale)
+    output: Tensor = backends.run(chosen, "bed_of_nails2d", input, scale)
     return output
 
 
