@@ -73,9 +73,7 @@ Status dilated_conv2d_prepack(const DilatedConvPrepack& p, const Parallel& paral
 }
 
 Status dilated_conv2d_finish(const DilatedConvFinish& p, const Parallel& parallel) {
-  return for_dtype(p.dtype, [&]<class T, class In>() {
-    return p.rounded ? finish_image<T, In, In>(p, parallel) : finish_image<T, T, In>(p, parallel);
-  });
+  return for_dtype(p.dtype, [&]<class T, class In>() { return finish_image<T, In>(p, parallel); });
 }
 
 // The gradient of the input is a convolution of that of the output, by the weights the other way round.

@@ -154,8 +154,8 @@ void finish_line(const Finish<T>& f, int64_t channels, int64_t size, const In* f
   }
 }
 
-// The epilogue of a whole convolution, row by row; From is the type that it was convolved to.
-template <class T, class From, class In>
+// The epilogue of a whole convolution, row by row.
+template <class T, class In>
 Status finish_image(const DilatedConvFinish& p, const Parallel& parallel) {
   const Planes& o = p.output;
   const ConstPlanes &from = p.convolved, &r = p.epilogue.residual;
@@ -178,17 +178,17 @@ Status finish_image(const DilatedConvFinish& p, const Parallel& parallel) {
       const int64_t n = channels_last ? plane : plane / o.channels, c = channels_last ? 0 : plane % o.channels;
       for (int64_t x = 0; x < (channels_last && !whole ? o.width : 1); ++x) {
         const int64_t offset = n * from.stride_n + c * from.stride_c + y * from.stride_h + x * from.stride_w;
-        const From* source = static_cast<const From*>(from.data) + offset;
+        const T* source = static_cast<const T*>(from.data) + offset;
         In* target = static_cast<In*>(o.data) + n * o.stride_n + c * o.stride_c + y * o.stride_h + x * o.stride_w;
         const In* residual = finish.template residual_at<In>(n, c, y, x);
         if (whole)
-          finish_line<T, From, In>(finish, o.channels, o.width * o.channels, source, residual, target);
+          finish_line<T, T, In>(finish, o.channels, o.width * o.channels, source, residual, target);
         else if (channels_last)
-          finish_run<false, T, From, In>(finish, c, o.channels, {source, from.stride_c}, {residual, r.stride_c},
-                                         {target, o.stride_c});
+          finish_run<false, T, T, In>(finish, c, o.channels, {source, from.stride_c}, {residual, r.stride_c},
+                                      {target, o.stride_c});
         else
-          finish_run<true, T, From, In>(finish, c, o.width, {source, from.stride_w}, {residual, r.stride_w},
-                                        {target, o.stride_w});
+          finish_run<true, T, T, In>(finish, c, o.width, {source, from.stride_w}, {residual, r.stride_w},
+                                     {target, o.stride_w});
       }
     }
   });

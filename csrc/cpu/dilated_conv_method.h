@@ -48,8 +48,9 @@ inline bool single_is_best(const ConvWindow& w, int64_t groups, const ConvSize& 
 }
 
 // Costs, of a call, of a multiply-add, of a pixel or tile of a channel, and of a weight; a unit is about 9 picoseconds.
-// Fitted to the times that 200 shapes of benchmarks/sweep_dilated_conv.py took by each method on one machine: there, the
-// method chosen takes at most 1.16 times as long as the best of these methods. Of other shapes and machines that says less.
+// Fitted to the times that 200 shapes of benchmarks/sweep_dilated_conv.py took by each method on one machine, before
+// products left out padded channels: there, the method chosen took at most 1.16 times as long as the best of these methods.
+// Of other shapes and machines that says less.
 struct ConvCost {
   double call, product, element, weight;
 };

@@ -171,19 +171,20 @@ Tensor laid_out(const Tensor& t, bool channels_last) {
   return torch::stable::copy_(copy, t);
 }
 
-bool follows(const ConvEpilogue& e) {
-  return e.bias || e.scale || e.shift || e.residual.data || e.activation != Activation::none;
+bool follows(const ConvEpilogue& e, bool with_bias = true) {
+  return (with_bias && e.bias) || e.scale || e.shift || e.residual.data || e.activation != Activation::none;
 }
 
 bool has_own_kernels(const Tensor& t) { return isa() != Isa::baseline && t.scalar_type() != ScalarType::Double; }
 
-// Processors without AVX2 keep ATen's. The rounding of 16 bits is far above the error of F(4x4) in float32.
-ConvMethod method_of(const Tensor& t, const ConvWindow& w, int64_t groups, ConvSize size, bool fast,
+// Processors without AVX2 keep ATen's. `rounded` by ATen: what follows its convolution is nothing. The rounding of 16 bits
+// is far above the error of F(4x4) in float32.
+ConvMethod method_of(const Tensor& t, const ConvWindow& w, int64_t groups, ConvSize size, bool fast, bool rounded,
                      Prepacked kept = Prepacked::none) {
   if (!has_own_kernels(t)) return ConvMethod::aten;
   size.channels_last = suggests_channels_last(t);
   const bool narrow = t.element_size() == 2;
-  return conv_method(w, groups, size, fast || narrow, narrow && multiplies(t.scalar_type()) ? 2 : 1, kept);
+  return conv_method(w, groups, size, fast || narrow, narrow && rounded && multiplies(t.scalar_type()) ? 2 : 1, kept);
 }
 
 Prepacked kept_of(const Vector& prepacked, const Tensor& weight) {
@@ -211,24 +212,24 @@ Tensor prepack(const Tensor& weight, bool fast) {
 }
 
 // ATen's convolution, of images that are channels last if `last` says so, and what follows it. In 16 bits ATen rounds its
-// result, before what follows; where the processor does not multiply them, it convolves float32 copies instead.
+// result: where more follows, it convolves float32 copies instead.
 Tensor convolve_by_aten(const DilatedConv& p, const Tensor& input, const Tensor& weight, const Vector& bias, bool last) {
   const bool channels_last = suggests_channels_last(input), narrow = input.element_size() == 2;
   ConvEpilogue rest = p.epilogue;
-  const bool rounded = narrow && multiplies(input.scalar_type());
-  // A bias first of all is ATen's own, in the dtype of what it convolves.
-  if (!rounded) rest.bias = nullptr;
-  const auto wide = [&](const Tensor& t) { return narrow && !rounded ? cast(t, ScalarType::Float) : t; };
+  // Its bias is in the dtype of its input.
+  const bool alone = !narrow ? !follows(rest, false) : !follows(rest) && multiplies(input.scalar_type());
+  // A bias first of all is ATen's own.
+  rest.bias = nullptr;
+  const auto wide = [&](const Tensor& t) { return narrow && !alone ? cast(t, ScalarType::Float) : t; };
   const Tensor image = wide(input);
-  Tensor convolved =
-      aten_convolution(last ? laid_out(image, true) : image, wide(weight), rounded ? Vector() : bias, p.window, p.groups);
+  Tensor convolved = aten_convolution(last ? laid_out(image, true) : image, wide(weight), bias, p.window, p.groups);
   convolved = laid_out(convolved, channels_last);
-  if (!follows(rest) && narrow == rounded) return convolved;
-  Tensor output = narrow && !rounded ? empty_image(convolved.size(0), convolved.size(1), convolved.size(2),
-                                                   convolved.size(3), channels_last, input.scalar_type(), input)
-                                     : convolved;
+  if (alone) return convolved;
+  Tensor output = narrow ? empty_image(convolved.size(0), convolved.size(1), convolved.size(2), convolved.size(3),
+                                       channels_last, input.scalar_type(), input)
+                         : convolved;
   const ConstPlanes from = planes_of(convolved.const_data_ptr(), convolved);
-  check(dilated_conv2d_finish({p.dtype, from, rest, planes_of(output), rounded}, threads()), kConv);
+  check(dilated_conv2d_finish({p.dtype, from, rest, planes_of(output)}, threads()), kConv);
   return output;
 }
 #endif
@@ -273,7 +274,7 @@ Tensor convolve_by(const Tensor& input, const Tensor& weight, const Vector& prep
   const ConvSize size{input.size(0), input.size(1), channels, height, width, suggests_channels_last(input)};
   const ConvMethod method = has_own_kernels(input) && single_is_best(w, groups, size)
                                 ? ConvMethod::single
-                                : method_of(input, w, groups, size, fast, kept);
+                                : method_of(input, w, groups, size, fast, !follows(p.epilogue), kept);
   if (method <= ConvMethod::aten_last && input.size(0) > 0)
     return convolve_by_aten(p, input, dense, bias, method == ConvMethod::aten_last);
   p.fast = method == ConvMethod::winograd4;
@@ -327,7 +328,7 @@ Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t heigh
   const Tensor dense = torch::stable::contiguous(weight);
 #ifndef SEGOPS_DEVICE_KERNELS
   const ConvMethod method =
-      method_of(grad_output, w, groups, {n, grad_output.size(1), channels, height, width, false}, fast);
+      method_of(grad_output, w, groups, {n, grad_output.size(1), channels, height, width, false}, fast, true);
   if (method <= ConvMethod::aten_last)
     return laid_out(aten_gradient(grad_output, result, dense, w, groups, true), suggests_channels_last(grad_output));
   fast = method == ConvMethod::winograd4;

@@ -60,7 +60,6 @@ struct DilatedConvFinish {
   ConstPlanes convolved;
   ConvEpilogue epilogue;
   Planes output;
-  bool rounded;  // whether what was convolved is of that dtype too, or of the type that sums have
 };
 
 }  // namespace segops
