@@ -271,7 +271,16 @@ def test_gradients_of_networks_are_compared_in_norm() -> None:
     with pytest.raises(AssertionError, match=r"step is off by 1\d+.\d% in norm where 20% are allowed"):
         interleave.near_in_norm(-flipped, truth, "step")
     with pytest.raises(AssertionError, match=r"is off by 1\.000e"):
-        interleave.near_everywhere(flipped, truth, "step")
+        interleave.near_everywhere(flipped, truth, "step", torch.float32)
+
+
+def test_others_are_held_to_half_of_the_digits_of_the_inputs() -> None:
+    """A loss of bfloat16 logits may come as float32, and still be one of bfloat16."""
+    truth = torch.ones(100, dtype=torch.float64)
+    rough = (truth * 1.02).float()
+    interleave.near_everywhere(rough, truth, "loss", torch.bfloat16)
+    with pytest.raises(AssertionError, match="loss is off by"):
+        interleave.near_everywhere(rough, truth, "loss", torch.float32)
 
 
 def test_twins_compute_the_same() -> None:

@@ -185,9 +185,9 @@ def dilated_conv2d(
     One to a single channel is summed by the definition. All others are PyTorch's own convolution, with one pass over
     its result for what follows. A rule of costs (``csrc/cpu/dilated_conv_method.h``) chooses. 16-bit types are rounded
     once, after all of it: where something follows PyTorch's convolution, that is one of float32 copies. F(4x4, 3x3) is
-    always permitted for 16-bit types. Winograd's algorithm takes for each thread 12 MB of scratch, or as many tiles as the dilation is wide
-    if these need more, and some rows of 16 channels; besides, the packed weight, which is 16/9 of a float32 weight or,
-    with F(4x4, 3x3), four of them.
+    always permitted for 16-bit types. Winograd's algorithm takes for each thread 12 MB of scratch, or as many tiles as
+    the dilation is wide if these need more, and some rows of 16 channels; besides, the packed weight, which is 16/9 of
+    a float32 weight or, with F(4x4, 3x3), four of them.
 
     Derivatives need the output alone, but for `scale`, `slope` and "silu", where they compute the convolution once
     more.
