@@ -159,7 +159,7 @@ def race(
     benchmark.group = case.op
     chosen = [contenders[0], *(c for c in contenders[1:] if re.search(effort.only, c.name))]
     trains = network and direction == "forward_backward"
-    near = near_in_norm if trains else partial(near_everywhere, dtype=case.dtype)
+    near = near_in_norm if trains else partial(near_everywhere, inputs=case.dtype)
     calls, records = _check(case, direction, inputs, chosen, reference, own, near)
     if benchmark.disabled:
         benchmark.pedantic(lambda: None)
@@ -308,10 +308,10 @@ def _check(
     return calls, records
 
 
-def near_everywhere(output: Tensor, truth: Tensor, what: str, dtype: torch.dtype) -> None:
-    """Half of the digits of the largest element, those of the inputs' dtype: losses of 16 bits may come in 32."""
+def near_everywhere(output: Tensor, truth: Tensor, what: str, inputs: torch.dtype) -> None:
+    """Half of the digits of the largest element; those that the inputs have, as losses of 16 bits may come in 32."""
     error, scale = (float(t.abs().max()) for t in (output - truth, truth))
-    limit = scale * torch.finfo(dtype).eps ** 0.5
+    limit = scale * torch.finfo(inputs if inputs.is_floating_point else output.dtype).eps ** 0.5
     assert error <= limit, f"{what} is off by {error:.3e} where {limit:.3e} is allowed"
 
 

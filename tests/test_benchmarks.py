@@ -281,6 +281,8 @@ def test_others_are_held_to_half_of_the_digits_of_the_inputs() -> None:
     interleave.near_everywhere(rough, truth, "loss", torch.bfloat16)
     with pytest.raises(AssertionError, match="loss is off by"):
         interleave.near_everywhere(rough, truth, "loss", torch.float32)
+    with pytest.raises(AssertionError, match="scores is off by"):
+        interleave.near_everywhere(rough, truth, "scores", torch.uint8)  # of label maps: the output's own
 
 
 def test_twins_compute_the_same() -> None:
