@@ -118,7 +118,7 @@ SEGOPS_INLINE void compare_rows(const In* x, const In* next, int64_t stride, int
   using Classes = Vec<BitsOf<T>, kLanes>;
   for (int64_t i = 0;; i += kLanes) {
     if (i + kLanes > size) i = size - kLanes;  // seen twice, nothing changes
-    for (int r = 0; r < kRows; ++r) __builtin_prefetch(next + r * stride + i);
+    for (int r = 0; r < kRows; ++r) fetch_ahead(next + r * stride + i, 0);
     V most = kFirst ? load<kLanes, T>(x + i) : load<kLanes, T>(best + i);
     Classes of = kFirst ? Classes{} : *reinterpret_cast<const Unaligned<BitsOf<T>, kLanes>*>(winner + i);
     for (int r = kFirst; r < kRows; ++r) {

@@ -71,6 +71,7 @@ struct Direct {
   const In* base;
   template <int kLanes, class T>
   SEGOPS_MEMBER Vec<T, kLanes> at(int64_t, int64_t i) const {
+    fetch_ahead(base + i);
     return load<kLanes, T>(base + i);
   }
 };

@@ -199,7 +199,10 @@ void load_labels(Block<T>& b, const DiceBceLossInputs& in, const Label* data, co
   };
   int64_t i = 0;
   if (at.contiguous) {
-    for (; i + kLanes <= r.size; i += kLanes) store<kLanes>(b.label + i, step(load_as<kLanes, T>(data + at.first + i)));
+    for (; i + kLanes <= r.size; i += kLanes) {
+      fetch_ahead(data + at.first + i);
+      store<kLanes>(b.label + i, step(load_as<kLanes, T>(data + at.first + i)));
+    }
     for (int64_t k = i; k < r.size; ++k) b.label[k] = load_as<1, T>(data + at.first + k)[0];
   } else {
     read_row(data, r, at, b.label);

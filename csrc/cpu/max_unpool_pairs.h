@@ -8,11 +8,6 @@
 namespace segops::SEGOPS_ISA {
 namespace {
 
-// Fetches what is `bytes` behind p; memory of others does no harm.
-SEGOPS_INLINE void fetch_ahead(const void* p, int64_t bytes = 4096) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes)));
-}
-
 // Which stores go past the caches.
 struct PastCaches {
   bool values, indices;

@@ -111,7 +111,7 @@ int64_t rows_ahead(int64_t least, int64_t stride) {
 template <int64_t kElements, class T>
 SEGOPS_INLINE void prefetch(const T* p) {
   for (int64_t at = 0; at < kElements * static_cast<int64_t>(sizeof(T)); at += kLine)
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + at);
+    fetch_ahead(reinterpret_cast<const char*>(p) + at, 0);
 }
 
 // The rows of all images (or planes), one image after the other, in items of about the same size.
@@ -121,8 +121,9 @@ struct RowItems {
 
   // elements: of the work that a row is.
   RowItems(int64_t images_, int64_t height_, int64_t elements) : images(images_), height(height_) {
-    constexpr int64_t kItemElements = 1 << 15;
-    const int64_t row = elements > 0 ? elements : 1, wanted = kItemElements / row;
+    constexpr int64_t kLeast = 1 << 15, kMost = 1 << 18, kItems = 128;
+    const int64_t row = elements > 0 ? elements : 1, all = images * height * row / kItems;
+    const int64_t wanted = (all < kLeast ? kLeast : all > kMost ? kMost : all) / row;
     if (wanted >= height) {
       rows = wanted / height * height;
     } else {
@@ -130,7 +131,7 @@ struct RowItems {
       rows = (height + cuts - 1) / cuts;
     }
     items = elements > 0 ? (images * height + rows - 1) / rows : 0;
-    serial = images * height * row < kItemElements;
+    serial = images * height * row < kLeast;
   }
 
   // Calls work(image, first row, end, worker) for each piece of an item.

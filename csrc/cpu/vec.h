@@ -178,6 +178,12 @@ SEGOPS_INLINE void store_streaming(Element* p, Vec<T, kLanes> v) {
   store<kLanes>(p, v);
 }
 
+// Asks for the cache line `bytes` behind p; what is not ours does no harm, as nothing is read. Into the second-level cache:
+// a processor has few lines on their way to the first level at once, and waits with other loads when they are used up.
+SEGOPS_INLINE void fetch_ahead(const void* p, int64_t bytes = 8192) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes)), 0, 2);
+}
+
 SEGOPS_INLINE void streaming_done() {
 #if defined(__x86_64__)
   _mm_sfence();
