@@ -238,6 +238,7 @@ Status count_logits(const ConfusionMatrix& p, const Parallel& parallel) {
           }
           if (read_labels(p.target_dtype, p.target, at, size, p.classes, p.has_ignore_index, p.ignore_index, own.label))
             record_bad(p, at, size, bad);
+          prefetch_labels(p.target_dtype, p.target, at + 2 * most, size);
           counters.add(worker, own.label, own.winner, size, own.cell, [](int64_t) {});
           first += size;
         }

@@ -121,6 +121,7 @@ class RowSums {
       for (int64_t v = 0; v < windows; ++v) {
         const Entry entry = entries_[v];
         const Index first = load<kLanes, Bits>(first_ + v * kLanes);
+        fetch_ahead(fine + entry.base), fetch_ahead(fine + entry.base + kLanes);
         const V low = load<kLanes, T>(fine + entry.base), high = load<kLanes, T>(fine + entry.base + kLanes);
         V sum = r == 0 ? V{} : load<kLanes, T>(sums + v * kLanes);
         if constexpr (kTimes > 0) {
