@@ -2,7 +2,7 @@
 #include "segops/max_unpool.h"
 
 #include "isa.h"
-#include "max_unpool_flat.h"
+#include "max_unpool_flat_backward.h"
 #include "max_unpool_pairs.h"
 #include "max_unpool_separable.h"
 #include "max_unpool_spread.h"

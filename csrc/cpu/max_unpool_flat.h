@@ -1,4 +1,4 @@
-// max_unpool2d with indices into planes, and its transpose. Compiled into every ISA namespace.
+// max_unpool2d with indices into planes. Compiled into every ISA namespace.
 //
 // Windows of 2 x 2 that tile the output, each index inside its own, are tried first, in vectors. Otherwise indices are
 // arbitrary, so a plane is written by one worker, in the windows' order: the latest stands.
@@ -71,6 +71,8 @@ bool spread_flat_pairs(const U* input, const int64_t* indices, int64_t count, in
   }
   for (int64_t at = 0; at < count; at += kLanes) {
     const int64_t x = at < count - kLanes ? at : count - kLanes;
+    fetch_ahead(input + x);
+    fetch_ahead(indices + x);
     const V value = *reinterpret_cast<const Unaligned<U, kLanes>*>(input + x);
     const N number = tap_of<Number, kLanes>(indices + x, first + static_cast<uint64_t>(origin + 2 * x),
                                             static_cast<uint64_t>(width), stray);
@@ -93,6 +95,8 @@ SEGOPS_INLINE void spread_flat_pixel(const U* input, const int64_t* indices, int
   const auto first = Vec<uint64_t, kLanes>{} + static_cast<uint64_t>(origin);
   for (int64_t i = 0; i < channels; i += kLanes) {
     const int64_t c = i < channels - kLanes ? i : channels - kLanes;
+    fetch_ahead(input + c);
+    fetch_ahead(indices + c);
     const V value = *reinterpret_cast<const Unaligned<U, kLanes>*>(input + c);
     const auto number = tap_of<Number, kLanes>(indices + c, first, static_cast<uint64_t>(width), stray);
     for (int tap = 0; tap < 4; ++tap)
@@ -273,39 +277,6 @@ Status unpool_flat(const MaxUnpoolFlat& p, const BadIndices& bad, const Parallel
     }
   });
   return Status::ok;
-}
-
-template <class U>
-void pick_flat(const MaxUnpoolFlatBackward& p, const Parallel& parallel) {
-  const ConstPlanes from = p.grad_output;
-  const Planes to = p.grad_input;
-  const uint64_t width = static_cast<uint64_t>(from.width), pixels = width * static_cast<uint64_t>(from.height);
-  const int64_t bytes = to.batch * to.channels * to.height * to.width * 16;
-  const int64_t step = from.stride_w, to_step = to.stride_w, index_step = p.indices.stride_w;
-  const bool dense = from.stride_h == from.width * step;
-  for_each_band(to, both_channels_last(from, to), to.height, bytes, parallel, [&](const Band& b) {
-    const int64_t channels = b.channels;
-    const U* const plane = row_of<const U>(from, b, 0);
-    const auto element = [&](uint64_t index) {
-      return dense
-                 ? plane + static_cast<int64_t>(index) * step
-                 : plane + static_cast<int64_t>(index / width) * from.stride_h + static_cast<int64_t>(index % width) * step;
-    };
-    for (int64_t row = b.begin; row < b.end; ++row) {
-      const int64_t* indices = row_of<const int64_t>(p.indices, b, row);
-      const int64_t next = row + 1 < b.end && channels == 1 ? p.indices.stride_h : 0;
-      U* target = row_of<U>(to, b, row);
-      for (int64_t column = 0; column < to.width; ++column, indices += index_step, target += to_step) {
-        // Elements of a plane come in no order that a processor foresees.
-        if (next != 0)
-          prefetch(plane, static_cast<int64_t>(static_cast<uint64_t>(indices[next]) * static_cast<uint64_t>(step)), 1);
-        for (int64_t c = 0; c < channels; ++c) {
-          const uint64_t index = static_cast<uint64_t>(indices[c]);
-          target[c] = index < pixels ? element(index)[c] : U{};
-        }
-      }
-    }
-  });
 }
 
 }  // namespace
