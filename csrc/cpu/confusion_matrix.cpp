@@ -269,8 +269,8 @@ Status count_classes(const ConfusionMatrix& p, const Parallel& parallel) {
           const char* const next_class =
               static_cast<const char*>(p.prediction) + (at + size) * label_bytes(p.prediction_dtype);
           counters.add(worker, own.label, own.predicted, size, own.cell, [&](int64_t i) {
-            __builtin_prefetch(next_label + 8 * i);
-            __builtin_prefetch(next_class + 8 * i);
+            fetch_ahead(next_label + 8 * i, 0);
+            fetch_ahead(next_class + 8 * i, 0);
           });
         }
       });
