@@ -21,6 +21,8 @@ constexpr int64_t kSerialElements = 1 << 15;
 // Counters of each worker, added up at the end; the results themselves where a matrix of his own would be large.
 class Counters {
  public:
+  static constexpr int kRun = 16;
+
   Counters(const ConfusionMatrix& p, int32_t workers)
       : counts_(p.counts),
         classes_(p.classes),
@@ -34,7 +36,7 @@ class Counters {
   bool allocated() const { return memory_.data; }
 
   // Pixels without a label or a class, which are below 0, count nowhere. `cell` is scratch of `size` elements. ahead(i)
-  // follows every kCopies pixels.
+  // is called before kRun pixels from i on.
   template <class Class, class Ahead>
   void add(int32_t worker, const int32_t* label, const Class* predicted, int64_t size, int32_t* cell,
            const Ahead& ahead) const {
@@ -47,9 +49,12 @@ class Counters {
     int64_t* const counts = of(worker);
     const int64_t copy = copies_ > 1 ? cells_ + 1 : 0;
     int64_t i = 0;
-    for (; i + kCopies <= size; i += kCopies) {
+    for (; i + kRun <= size; i += kRun) {
       ahead(i);
-      for (int k = 0; k < kCopies; ++k) ++counts[k * copy + cell[i + k]];
+      if (is_run(cell + i))
+        counts[i / kRun % kCopies * copy + cell[i]] += kRun;
+      else
+        for (int k = 0; k < kRun; ++k) ++counts[k % kCopies * copy + cell[i + k]];
     }
     for (; i < size; ++i) ++counts[cell[i]];
   }
@@ -62,10 +67,18 @@ class Counters {
 
  private:
   // Neighbouring pixels mostly share a cell, and an addition to memory waits for the one before it: four copies in turn, as
-  // long as they stay in the second-level cache.
+  // long as they stay in the second-level cache. Where all of kRun pixels share it, they are counted at once.
   static constexpr int kCopies = 4;
   static constexpr int64_t kLine = 128 / 8;  // two, as they are fetched
   static constexpr int64_t kMostCopied = 1 << 13, kMostOwn = 1 << 18;
+
+  static bool is_run(const int32_t* cell) {
+    constexpr int kLanes = kNativeLanes<int32_t>;
+    const auto first = broadcast<kLanes, int32_t>(cell[0]);
+    Vec<int32_t, kLanes> other{};
+    for (int k = 0; k < kRun; k += kLanes) other |= load<kLanes, int32_t>(cell + k) ^ first;
+    return !any_lane<kLanes>(other);
+  }
 
   // One cell more, for what counts nowhere.
   int64_t* of(int64_t worker) const { return reinterpret_cast<int64_t*>(memory_.data) + worker * pitch_; }
@@ -269,8 +282,10 @@ Status count_classes(const ConfusionMatrix& p, const Parallel& parallel) {
           const char* const next_class =
               static_cast<const char*>(p.prediction) + (at + size) * label_bytes(p.prediction_dtype);
           counters.add(worker, own.label, own.predicted, size, own.cell, [&](int64_t i) {
-            fetch_ahead(next_label + 8 * i, 0);
-            fetch_ahead(next_class + 8 * i, 0);
+            for (int64_t byte = 8 * i; byte < 8 * (i + Counters::kRun); byte += 64) {
+              fetch_ahead(next_label, byte);
+              fetch_ahead(next_class, byte);
+            }
           });
         }
       });
