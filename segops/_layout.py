@@ -1,9 +1,19 @@
-"""Memory layouts that kernels read as they are."""
+"""Memory layouts: what operators refuse, and what kernels read as it is."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+def check_dense(op: str, name: str, x: Any) -> None:
+    """A TypeError unless x is a tensor with strides: none that is sparse, nested or of a library's own layout."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"segops.{op}: {name} must be a tensor, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested:
+        raise TypeError(f"segops.{op}: {name} must be a dense tensor, got {'nested' if x.is_nested else x.layout}")
 
 
 def pixel_stride(x: Tensor) -> int | None:

@@ -128,7 +128,7 @@ def report_found(bad: Tensor, labels: Tensor, validate: str, describe: Describe)
     elif count:
         position = int(bad.flatten().int().argmax())
         first = labels.flatten()[position]
-        value = first.double().view(torch.int64) if first.is_floating_point() else first
+        value = first.double().resolve_neg().view(torch.int64) if first.is_floating_point() else first
         raise ValueError(describe(count, position, int(value)))
 
 

@@ -299,6 +299,7 @@ SEGOPS_INLINE void exp_tile_by_table(Vec<float, kLanes> (&x)[kTile], Vec<int32_t
   using Table = PowersOfTwo<kLanes>;
   using V = Vec<float, kLanes>;
   using B = Vec<int32_t, kLanes>;
+  using U = Vec<uint32_t, kLanes>;  // adds up what is out of bounds, too
   constexpr float kShift = kBounded ? E::kShift : M::kRound;
   constexpr float kStep = M::kLn2High / E::kSteps;
   // Below kLeast results were subnormal: zero, which is what kZero comes to.
@@ -311,8 +312,8 @@ SEGOPS_INLINE void exp_tile_by_table(Vec<float, kLanes> (&x)[kTile], Vec<int32_t
   for (int k = 0; k < kTile; ++k) {
     const B bits = reinterpret_cast<B>(n[k]);
     if constexpr (kBounded) range |= bits;
-    const B entry = __builtin_shuffle(table, bits);
-    power[k] = reinterpret_cast<V>(entry + (bits << (M::kMantissaBits - kTableBits<float, kLanes>)));
+    const U entry = reinterpret_cast<U>(__builtin_shuffle(table, bits));
+    power[k] = reinterpret_cast<V>(entry + (reinterpret_cast<U>(bits) << (M::kMantissaBits - kTableBits<float, kLanes>)));
   }
   for (int k = 0; k < kTile; ++k) n[k] -= kShift;
   for (int k = 0; k < kTile; ++k) x[k] -= n[k] * kStep;

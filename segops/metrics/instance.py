@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Self
 
+from segops._layout import check_dense
 from segops.metrics.instance_matching import Group, Image, Matched, groups_of, match
 from segops.metrics.mask_overlaps import overlaps
 from segops.metrics.segmentation import checked_classes
@@ -273,9 +274,8 @@ def images_of(predictions: Any, targets: Any, name: str) -> list[Image]:
 
 
 def _part(image: Mapping[str, Any], part: str, where: str, masks: Tensor | None) -> Tensor:
-    value = image.get(part)
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{where} must hold a Tensor {part}, got {type(value).__name__}")
+    value: Any = image.get(part)
+    check_dense(where.removeprefix("segops."), part, value)
     kind, fits = {
         "masks": ("bool", value.dtype == torch.bool),
         "scores": ("floating point", value.is_floating_point()),

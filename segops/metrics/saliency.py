@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segops._layout import check_dense
 from segops.metrics.saliency_maps import Measures, Observed, f_measure, measures, observe
 from segops.metrics.sums import SummedMetric
 from segops.ops.saliency_maps import LEVELS
@@ -193,8 +194,7 @@ def _pair(prediction: Any, target: Any, name: str, at: str) -> tuple[Tensor, Ten
         ("prediction", prediction, (torch.uint8, *_FLOAT)),
         ("target", target, (torch.bool, torch.uint8, *_FLOAT)),
     ):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name}: {what}{at} must be a Tensor, got {type(t).__name__}")
+        check_dense(name.removeprefix("segops."), f"{what}{at}", t)
         if t.dtype not in dtypes:
             expected = f"{'bool, ' if torch.bool in dtypes else ''}uint8 or floating point"
             raise TypeError(f"{name}: {what}{at} must be {expected}, got {str(t.dtype).removeprefix('torch.')}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from segops import backends, errors
 from segops._dtypes import FLOATING
+from segops._layout import check_dense
 from segops._library import define_op
 from segops.reference import confusion_matrix as reference
 
@@ -111,10 +112,7 @@ def _by_reference(prediction: Tensor, target: Tensor, classes: int, ignore_index
 def _check(prediction: Any, target: Any, num_classes: Any, ignore_index: Any) -> int:
     """The number of classes."""
     for name, t in (("prediction", prediction), ("target", target)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"segops.{OP}: {name} must be a Tensor, got {type(t).__name__}")
-        if t.layout != torch.strided:
-            raise TypeError(f"segops.{OP}: {name} must be a dense tensor, got {t.layout}")
+        check_dense(OP, name, t)
     if prediction.dtype not in (*FLOATING, *_LABELS):
         raise TypeError(
             f"segops.{OP}: prediction must be logits (float32, float64, bfloat16 or float16) or a label map (uint8, "

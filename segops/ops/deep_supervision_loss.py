@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segops._layout import check_dense
 from segops.ops.dice_bce_loss import DiceBCELossParts, dice_bce_loss
 from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
 from segops.ops.loss_arguments import LARGEST, NUMBER, is_one_of
@@ -77,8 +78,7 @@ def _check(logits: Sequence[Tensor], weights: Sequence[float], loss: str) -> Non
             f"got {len(weights)}"
         )
     for i, (head, weight) in enumerate(zip(logits, weights, strict=True)):
-        if not isinstance(head, Tensor):
-            raise TypeError(f"segops.deep_supervision_loss: logits[{i}] must be a Tensor, got {type(head).__name__}")
+        check_dense("deep_supervision_loss", f"logits[{i}]", head)
         leading = 1 if loss == "dice_bce" and head.ndim == 3 else 2  # [N, h, w] has no channels
         if head.shape[:leading] != logits[0].shape[:leading]:
             dimensions = "first dimension" if leading == 1 else "first two dimensions"

@@ -158,7 +158,8 @@ def dice_bce_loss(
         focal_gamma: >= 0; of the cross-entropy.
         overlap: "dice"; "jaccard": (I + smooth) / (P + T - I + smooth); or ("tversky", alpha, beta):
             (I + smooth) / (I + alpha (P - I) + beta (T - I) + smooth) (Salehi et al. 2017).
-        smooth: >= 0. A score of 0/0 counts as 1.
+        smooth: >= 0. A score of 0/0 counts as 1; without smooth, that of a channel without positives is 0 until its
+            probabilities underflow, and then 1.
         batch_dice: add I, P, T over the batch before the score.
         squared: P sums p^2 and T sums t^2.
         align_corners: of the interpolation of coarse logits; without meaning for others.

@@ -33,7 +33,8 @@ class DiceCELossParts(NamedTuple):
         ce: the cross-entropy term, before ``ce_weight``.
         dice: the overlap term, before ``dice_weight``.
         scores: [N, C] ([1, C] with ``batch_dice``), the score of each image and class.
-        confusion: int64 [C, C], pixels by (target, argmax of the logits).
+        confusion: int64 [C, C], pixels by (target, argmax of the logits), of equal logits the first. Where coarse
+            logits, interpolated, differ by no more than rounding, either may be the largest.
     """
 
     ce: Tensor
@@ -152,7 +153,8 @@ def dice_ce_loss(
         dice_weight: factor of the overlap term; 0 leaves it out.
         overlap: "dice"; "jaccard": (I + smooth) / (P + T - I + smooth); or ("tversky", alpha, beta):
             (I + smooth) / (I + alpha (P - I) + beta (T - I) + smooth) (Salehi et al. 2017).
-        smooth: >= 0. A score of 0/0 counts as 1.
+        smooth: >= 0. A score of 0/0 counts as 1; without smooth, that of an absent class is 0 until its
+            probabilities underflow, and then 1.
         batch_dice: add I, P, T over the batch before the score.
         include_background: False leaves class 0 out of the mean (not out of the softmax).
         absent_classes: "count", or "skip" to leave out (image, class) pairs without target pixels.

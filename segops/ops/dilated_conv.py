@@ -190,7 +190,7 @@ def dilated_conv2d(
     a float32 weight or, with F(4x4, 3x3), four of them.
 
     Derivatives need the output alone, but for `scale`, `slope` and "silu", where they compute the convolution once
-    more.
+    more. In 16-bit types they read it as rounded to these, like those of PyTorch's layers.
 
     Under autocast, input, weight and residual are cast to its dtype. Differentiable once.
 
@@ -230,7 +230,7 @@ def dilated_conv2d(
         )
         if at_once is not None:
             return at_once
-    arguments.check_tensors(input, weight, groups)
+    arguments.check_tensors(input, weight, groups, residual=residual, prepacked=prepacked)
     tensors = [input, weight] if residual is None else [input, weight, residual]
     if torch.amp.is_autocast_available(input.device.type) and torch.is_autocast_enabled(input.device.type):
         cast_to = torch.get_autocast_dtype(input.device.type)
@@ -239,6 +239,8 @@ def dilated_conv2d(
         input, weight = tensors[:2]
         residual = None if residual is None else tensors[2]
     arguments.check_like_input("weight", weight, input)
+    if prepacked is not None:
+        arguments.check_device("prepacked", prepacked, input)
     strides, dilations = arguments.pair("stride", stride, 1), arguments.pair("dilation", dilation, 1)
     if isinstance(padding, str):
         input, paddings = _named_padding(input, weight, padding, strides, dilations)
@@ -252,8 +254,6 @@ def dilated_conv2d(
         for name, t in (("bias", bias), ("scale", scale), ("shift", shift), ("slope", slope))
     ]
     if residual is not None:
-        if not isinstance(residual, Tensor):
-            raise TypeError(f"segops.{arguments.OP}: residual must be a tensor, got {type(residual).__name__}")
         if residual.shape != shape:
             raise ValueError(
                 f"segops.{arguments.OP}: residual must be {list(shape)} like the output, got {list(residual.shape)}"
@@ -301,9 +301,9 @@ def _at_once(
     graded = torch.is_grad_enabled()
     tensors = (input, weight, *vectors, residual, prepacked)
     for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or (graded and t.requires_grad)):
+        if t is not None and (type(t) not in _PLAIN or not t.is_cpu or (graded and t.requires_grad)):
             return None
-    if input is None or not input.is_cpu or torch.is_autocast_enabled("cpu"):
+    if input is None or torch.is_autocast_enabled("cpu"):
         return None
     fast = precision == "fast"
     if (not fast and precision != "default") or not (activation is None or type(activation) is str):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from segops._dtypes import FLOATING
+from segops._layout import check_dense
 from segops.ops.upsample_arguments import SIZES, check_image, is_beyond
 from segops.reference.dilated_conv import ACTIVATIONS
 
@@ -27,17 +28,19 @@ def pair(name: str, value: Any, least: int) -> tuple[int, int]:
     return values
 
 
-def check_tensors(input: Any, weight: Any, groups: Any) -> None:
-    """That they are images of a convolution in so many groups."""
+def check_tensors(input: Any, weight: Any, groups: Any, **optional: Any) -> None:
+    """That they are images of a convolution in so many groups; of what is `optional`, that it is a tensor or None."""
     check_image(OP, "input", input)
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"segops.{OP}: weight must be a tensor, got {type(weight).__name__}")
-    if weight.layout != torch.strided or weight.dtype not in FLOATING:
-        raise TypeError(f"segops.{OP}: weight must be dense and floating point, got {weight.dtype} {weight.layout}")
+    check_dense(OP, "weight", weight)
+    if weight.dtype not in FLOATING:
+        raise TypeError(f"segops.{OP}: weight must be floating point, got {weight.dtype}")
     if weight.ndim != 4 or 0 in weight.shape:
         raise ValueError(
             f"segops.{OP}: weight must be [C_out, C_in / groups, kernel_h, kernel_w], got {list(weight.shape)}"
         )
+    for name, t in optional.items():
+        if t is not None:
+            check_dense(OP, name, t)
     if not isinstance(groups, int) or isinstance(groups, bool):
         raise TypeError(f"segops.{OP}: groups must be an int, got {groups!r}")
     if groups < 1 or input.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
@@ -47,9 +50,13 @@ def check_tensors(input: Any, weight: Any, groups: Any) -> None:
         )
 
 
-def check_like_input(name: str, t: Tensor, input: Tensor) -> None:
+def check_device(name: str, t: Tensor, input: Tensor) -> None:
     if t.device != input.device:
         raise ValueError(f"segops.{OP}: {name} must be on {input.device} like input, got {t.device}")
+
+
+def check_like_input(name: str, t: Tensor, input: Tensor) -> None:
+    check_device(name, t, input)
     if t.dtype != input.dtype:
         raise TypeError(f"segops.{OP}: {name} must be {input.dtype} like input, got {t.dtype}")
 
@@ -58,14 +65,12 @@ def check_vector(name: str, t: Any, channels: int, input: Tensor) -> Tensor | No
     """A vector of the output's channels in the dtype that sums have, or None."""
     if t is None:
         return None
-    if not isinstance(t, Tensor):
-        raise TypeError(f"segops.{OP}: {name} must be a tensor, got {type(t).__name__}")
+    check_dense(OP, name, t)
     if t.dtype not in FLOATING:
         raise TypeError(f"segops.{OP}: {name} must be floating point, got {t.dtype}")
     if t.shape != (channels,):
         raise ValueError(f"segops.{OP}: {name} must be [C_out] = [{channels}], got {list(t.shape)}")
-    if t.device != input.device:
-        raise ValueError(f"segops.{OP}: {name} must be on {input.device} like input, got {t.device}")
+    check_device(name, t, input)
     return t.to(accumulation_dtype(input.dtype))
 
 

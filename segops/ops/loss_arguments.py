@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 from segops import errors
 from segops._dtypes import FLOATING, accumulation_dtype
+from segops._layout import check_dense
 
 INTEGER = (int, torch.SymInt)
 NUMBER = (int, float, torch.SymInt, torch.SymFloat)
@@ -110,9 +111,7 @@ def check_ignore_index(op: str, ignore_index: int) -> None:
 def check_types(op: str, logits: Tensor, target: Tensor, label_dtypes: Collection[torch.dtype], labels: str) -> None:
     """The types of logits and target; `labels` are the dtypes of targets in words."""
     for name, t in (("logits", logits), ("target", target)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"segops.{op}: {name} must be a Tensor, got {type(t).__name__}")
-        _require_dense(op, name, t)
+        check_dense(op, name, t)
     if logits.dtype not in FLOATING:
         raise TypeError(f"segops.{op}: logits must be float32, float64, bfloat16 or float16, got {_name(logits.dtype)}")
     if target.dtype not in label_dtypes:
@@ -136,9 +135,7 @@ def check_weights(op: str, logits: Tensor, name: str, given: Tensor | None, *sha
     """An optional tensor of weights, of one of these shapes."""
     if given is None:
         return
-    if not isinstance(given, Tensor):
-        raise TypeError(f"segops.{op}: {name} must be a Tensor or None, got {type(given).__name__}")
-    _require_dense(op, name, given)
+    check_dense(op, name, given)
     if not given.dtype.is_floating_point:
         raise TypeError(f"segops.{op}: {name} must be floating point, got {_name(given.dtype)}")
     if tuple(given.shape) not in shapes:
@@ -153,11 +150,6 @@ def check_weights(op: str, logits: Tensor, name: str, given: Tensor | None, *sha
 def is_coarse(logits: Tensor, target: Tensor) -> bool:
     """Whether the interpolation of the last two dimensions, of logits to those of the target, shrinks neither."""
     return logits.shape[-2] <= target.shape[-2] and logits.shape[-1] <= target.shape[-1]
-
-
-def _require_dense(op: str, name: str, t: Tensor) -> None:
-    if t.layout != torch.strided:
-        raise TypeError(f"segops.{op}: {name} must be a dense tensor, got {t.layout}")
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from segops import backends, errors
+from segops._layout import check_dense
 from segops._library import define_op
 from segops.ops import max_unpool_arguments as arguments
 from segops.ops.upsample_arguments import check_no_tangent
@@ -363,12 +364,9 @@ def _conversion(
     op: str, indices: Any, dtype: torch.dtype, input_size: Any, *sizes: Any
 ) -> tuple[arguments.Window, tuple[Any, Any]]:
     errors.raise_arrived()
-    if not isinstance(indices, Tensor):
-        raise TypeError(f"segops.{op}: indices must be a tensor, got {type(indices).__name__}")
+    check_dense(op, "indices", indices)
     if indices.dtype != dtype:
         raise TypeError(f"segops.{op}: indices must be {str(dtype).removeprefix('torch.')}, got {indices.dtype}")
-    if indices.layout != torch.strided:
-        raise TypeError(f"segops.{op}: indices must be a dense tensor, got {indices.layout}")
     if indices.ndim < 2:
         raise ValueError(f"segops.{op}: indices must be [..., h, w], got {list(indices.shape)}")
     window = arguments.window_of(op, *sizes)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from segops._layout import check_dense
+
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 MOST_TAPS = 256
@@ -19,12 +21,9 @@ Window = list[int]
 
 def check_image(op: str, name: str, x: Any) -> None:
     """A dense tensor [N, C, h, w] or [C, h, w] that has channels and pixels, or a TypeError or ValueError."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"segops.{op}: {name} must be a tensor, got {type(x).__name__}")
+    check_dense(op, name, x)
     if x.dtype not in FLOATING and x.dtype not in INTEGERS:
         raise TypeError(f"segops.{op}: {name} must be floating point or an integer type up to int64, got {x.dtype}")
-    if x.layout != torch.strided:
-        raise TypeError(f"segops.{op}: {name} must be a dense tensor, got {x.layout}")
     if x.ndim not in (3, 4) or 0 in x.shape[-3:]:
         raise ValueError(
             f"segops.{op}: {name} must be [N, C, h, w] or [C, h, w] with C, h and w at least 1, got {list(x.shape)}"
@@ -33,15 +32,12 @@ def check_image(op: str, name: str, x: Any) -> None:
 
 def check_indices(op: str, indices: Any, input: Tensor) -> None:
     """uint8 or int64, of the shape and on the device of the input."""
-    if not isinstance(indices, Tensor):
-        raise TypeError(f"segops.{op}: indices must be a tensor, got {type(indices).__name__}")
+    check_dense(op, "indices", indices)
     if indices.dtype not in (torch.uint8, torch.int64):
         raise TypeError(
             f"segops.{op}: indices must be uint8 (positions in windows) or int64 (positions in planes), "
             f"got {indices.dtype}"
         )
-    if indices.layout != torch.strided:
-        raise TypeError(f"segops.{op}: indices must be a dense tensor, got {indices.layout}")
     if indices.shape != input.shape:
         raise ValueError(
             f"segops.{op}: indices must have the shape of input, {list(input.shape)}, got {list(indices.shape)}"

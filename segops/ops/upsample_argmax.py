@@ -10,6 +10,7 @@ from torch import Tensor
 
 from segops import backends
 from segops._dtypes import FLOATING, accumulation_dtype
+from segops._layout import check_dense
 from segops._library import define_op
 from segops.ops.upsample_arguments import output_size
 from segops.reference import upsample_argmax as reference
@@ -87,12 +88,9 @@ def upsample_argmax(
 
 
 def _check(logits: Any, align_corners: Any, dtype: Any, return_score: Any) -> None:
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"segops.{OP}: logits must be a tensor, got {type(logits).__name__}")
+    check_dense(OP, "logits", logits)
     if logits.dtype not in FLOATING:
         raise TypeError(f"segops.{OP}: logits must be float32, float64, bfloat16 or float16, got {logits.dtype}")
-    if logits.layout != torch.strided:
-        raise TypeError(f"segops.{OP}: logits must be a dense tensor, got {logits.layout}")
     if logits.ndim != 4 or 0 in logits.shape[1:]:
         raise ValueError(
             f"segops.{OP}: logits must be [N, C, h, w] with C, h and w at least 1, got {list(logits.shape)}"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from segops._dtypes import FLOATING
+from segops._layout import check_dense
 
 #: Sizes below it, so that none is beyond 64 bits, nor what is computed from it.
 SIZES = 1 << 31
@@ -17,12 +18,9 @@ SIZES = 1 << 31
 
 def check_image(op: str, name: str, x: Any) -> None:
     """A dense floating-point tensor [N, C, h, w] that has pixels, or a TypeError or ValueError."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"segops.{op}: {name} must be a tensor, got {type(x).__name__}")
+    check_dense(op, name, x)
     if x.dtype not in FLOATING:
         raise TypeError(f"segops.{op}: {name} must be float32, float64, bfloat16 or float16, got {x.dtype}")
-    if x.layout != torch.strided:
-        raise TypeError(f"segops.{op}: {name} must be a dense tensor, got {x.layout}")
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise ValueError(f"segops.{op}: {name} must be [N, C, h, w] with C, h and w at least 1, got {list(x.shape)}")
 

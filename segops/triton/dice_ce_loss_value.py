@@ -157,10 +157,10 @@ def dice_ce_loss_value_kernel(
             of_i = tl.zeros((BLOCK,), tl.float64)
             of_p = tl.zeros((BLOCK,), tl.float64)
             if WITH_DICE:
-                scale = dice_weight * weight / (denominator * denominator)
+                scale = dice_weight * weight / denominator  # not by its square, which may be too small for a float64
                 differentiable = counts & (denominator != 0)
-                of_i = tl.where(differentiable, scale * (numerator * den_i - num_i * denominator), 0.0)
-                of_p = tl.where(differentiable, scale * numerator * den_p, 0.0)
+                of_i = tl.where(differentiable, scale * (score * den_i - num_i), 0.0)
+                of_p = tl.where(differentiable, scale * score * den_p, 0.0)
             for n in range(images):
                 to = grad_overlap + at + n * stride
                 tl.store(to, of_i, mask=inside)

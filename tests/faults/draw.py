@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import segops
+from segops.ops.dilated_conv import prepack
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -27,6 +28,7 @@ class Call:
     Attributes:
         special: whether there are NaN, infinities or denormals among the values.
         broken: the argument that was replaced by something wrong, or "".
+        gradients: whether they are asked for as well.
         has_reference: whether the function takes a backend.
     """
 
@@ -34,6 +36,7 @@ class Call:
     arguments: dict[str, Any]
     special: bool = False
     broken: str = ""
+    gradients: bool = True
     has_reference: bool = True
 
     def __str__(self) -> str:
@@ -43,9 +46,12 @@ class Call:
 def _shown(value: Any) -> str:
     if not isinstance(value, Tensor):
         return repr(value)
+    if value.is_nested:
+        return f"<nested {value.dtype}>"
     if value.layout != torch.strided or value.device.type != "cpu":
         return f"<{value.layout} {value.device} {list(value.shape)}>"
-    text = f"<{str(value.dtype).removeprefix('torch.')} {list(value.shape)} strides {list(value.stride())}"
+    dtype = "-" * value.is_neg() + str(value.dtype).removeprefix("torch.")
+    text = f"<{dtype} {list(value.shape)} strides {list(value.stride())}"
     return text + (f" from {value.storage_offset()}>" if value.storage_offset() else ">")
 
 
@@ -61,8 +67,12 @@ def batch(draw: Draw) -> int:
 
 
 def laid_out(draw: Draw, x: Tensor) -> Tensor:
-    """The same numbers in other places: channels last, a slice, turned axes, a shift off the alignment."""
-    kind = draw(st.sampled_from(("contiguous", "contiguous", "last", "slice", "turned", "shifted", "wide")))
+    """The same numbers in other places: channels last, a slice, turned axes, a shift off the alignment, negated.
+
+    An expanded tensor alone has the first ones along an axis for all.
+    """
+    kinds = ("contiguous", "contiguous", "last", "slice", "turned", "shifted", "wide", "expanded", "negated")
+    kind = draw(st.sampled_from(kinds))
     if kind == "last" and x.ndim >= 3:
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
     if kind == "slice":  # every second one along an axis, the rest is poison
@@ -82,6 +92,10 @@ def laid_out(draw: Draw, x: Tensor) -> Tensor:
     if kind == "wide" and x.ndim >= 2 and x.numel():  # a narrow of channels, with the memory format kept
         large = _poison(torch.empty((x.shape[0], x.shape[1] + 3, *x.shape[2:]), dtype=x.dtype))
         return large[:, 1 : 1 + x.shape[1]].copy_(x)
+    if kind == "expanded" and x.ndim and x.numel():
+        return x.narrow(draw(st.integers(0, x.ndim - 1)), 0, 1).expand(x.shape)
+    if kind == "negated" and x.dtype != torch.bool:  # as the imaginary part of a conjugate has it
+        return torch._neg_view(-x)
     return x
 
 
@@ -257,6 +271,8 @@ def dilated_conv2d(draw: Draw, special: bool) -> dict[str, Any]:
             shape = x.shape
         arguments["residual"] = image(draw, tuple(shape), dtype)
     arguments["precision"] = draw(st.sampled_from(("default", "fast")))
+    if kernel == (3, 3) and draw(st.integers(0, 3)) == 0:
+        arguments["prepacked"] = prepack(weight, arguments["precision"])
     return arguments
 
 
@@ -335,15 +351,17 @@ def dice_bce_loss(draw: Draw, special: bool) -> dict[str, Any]:
 
 
 def deep_supervision_loss(draw: Draw, special: bool) -> dict[str, Any]:
-    first = dice_ce_loss(draw, special)
+    loss = draw(st.sampled_from((dice_ce_loss, dice_bce_loss)))
+    first = loss(draw, special)
     first.pop("reduction")
     logits = first.pop("logits")
+    leading = 1 if loss is dice_bce_loss and logits.ndim == 3 else 2
     heads = [logits]
     for _ in range(draw(st.integers(0, 2))):
-        spatial = (size(draw, 8), size(draw, 8)) if logits.ndim == 4 else logits.shape[2:]
-        heads.append(image(draw, (*logits.shape[:2], *spatial), logits.dtype, special))
+        spatial = (size(draw, 8), size(draw, 8)) if logits.ndim == leading + 2 else logits.shape[leading:]
+        heads.append(image(draw, (*logits.shape[:leading], *spatial), logits.dtype, special))
     scales = [draw(st.sampled_from((1, 0.5, 0.0, -1.0))) for _ in heads]
-    return {"logits": heads, "weights": scales, **first}
+    return {"logits": heads, "weights": scales, "loss": loss.__name__.removesuffix("_loss"), **first}
 
 
 def _indices(draw: Draw) -> tuple[dict[str, Any], Tensor, Tensor]:
@@ -403,13 +421,13 @@ def calls(draw: Draw, name: str) -> Call:
     kind = draw(st.integers(0, 5))
     call = Call(name, FUNCTIONS[name](draw, kind == 1), kind == 1)
     call.has_reference = not name.endswith("_indices")
+    inference = call.arguments.get("prepacked") is not None or draw(st.integers(0, 3)) == 0
+    call.gradients = kind != 0 and not inference
     if kind == 0:
         call.broken = draw(st.sampled_from(sorted(call.arguments)))
         given = call.arguments[call.broken]
         if isinstance(given, Tensor) and draw(st.booleans()):
-            call.arguments[call.broken] = draw(st.sampled_from((_of_other_shape, _of_other_dtype, _sparse, _meta)))(
-                given
-            )
+            call.arguments[call.broken] = draw(st.sampled_from(OTHERS))(given)
         else:
             call.arguments[call.broken] = draw(st.sampled_from(WRONG))()
     return call
@@ -423,9 +441,18 @@ def _of_other_dtype(x: Tensor) -> Tensor:
     return x.to(torch.int32 if x.dtype.is_floating_point else torch.float64)
 
 
-def _sparse(x: Tensor) -> Tensor:
-    return x.to_sparse()
+def _sparse_rows(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], -1).to_sparse_csr() if x.ndim and x.numel() else x.to_sparse()
 
 
-def _meta(x: Tensor) -> Tensor:
-    return x.to("meta")
+def _opaque(x: Tensor) -> Tensor:
+    return x.to_mkldnn() if x.dtype == torch.float32 and x.numel() else x.to_sparse()
+
+
+def _nested(x: Tensor) -> Tensor:
+    return torch.nested.as_nested_tensor([x, x], layout=torch.jagged if x.ndim % 2 else torch.strided)
+
+
+#: Tensors that no argument takes, made of those that it takes: without strides, and others.
+WITHOUT_STRIDES: tuple[Callable[[Tensor], Tensor], ...] = (lambda x: x.to_sparse(), _sparse_rows, _opaque, _nested)
+OTHERS = (*WITHOUT_STRIDES, _of_other_shape, _of_other_dtype, lambda x: x.to("meta"))

@@ -33,11 +33,12 @@ def child(name: str, examples: int, seed: int, note: str) -> int:
     import torch
     from hypothesis import HealthCheck, given, settings
 
-    from segops._library import native
+    from segops._library import cpu_unavailable, native
     from tests.faults import large
     from tests.faults.check import check
     from tests.faults.draw import FUNCTIONS, Call, calls
 
+    assert cpu_unavailable is None, cpu_unavailable
     torch.set_num_threads(3)
     ran = 0
 

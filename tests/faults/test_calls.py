@@ -6,17 +6,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 import segops
 from segops._library import native
 from tests.faults.check import Wrong, check
-from tests.faults.draw import FUNCTIONS, Call, calls
+from tests.faults.draw import FUNCTIONS, WITHOUT_STRIDES, Call, Draw, calls
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@st.composite
+def good(draw: Draw, name: str) -> dict[str, Any]:
+    return FUNCTIONS[name](draw, False)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -25,6 +33,26 @@ def test_every_function_answers(name: str) -> None:
     @given(calls(name))
     def run(call: Call) -> None:
         check(call)
+
+    run()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_tensors_without_strides_are_refused(name: str) -> None:
+    @settings(max_examples=10)
+    @given(good(name))
+    def run(arguments: dict[str, Any]) -> None:
+        function = getattr(segops, name)
+        try:
+            function(**arguments)
+        except ValueError:  # such as an image that is too small
+            return
+        for key, value in arguments.items():
+            first = value[0] if isinstance(value, list) else value
+            for make in WITHOUT_STRIDES if isinstance(first, Tensor) else ():
+                wrong = [make(first), *value[1:]] if isinstance(value, list) else make(value)
+                with pytest.raises(TypeError, match=rf"segops\.\w+: {key}(\[0\])? must be a dense tensor, got "):
+                    function(**{**arguments, key: wrong})
 
     run()
 
@@ -65,7 +93,7 @@ def test_wrong_answers_are_seen(monkeypatch, planted, message) -> None:
 
     def wrong(*args, backend=None, **options):
         result = function(*args, backend=backend, **options)
-        return planted(result) if backend == "native" else result
+        return planted(result) if backend is None else result
 
     monkeypatch.setattr(segops, "bed_of_nails2d", wrong)
     with pytest.raises(Wrong, match=message):

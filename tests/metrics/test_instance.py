@@ -257,7 +257,8 @@ def changed(part, key, value):
     ("batch", "error", "message"),
     [
         (changed("prediction", "masks", torch.ones(5, 1, 20)), TypeError, "masks must be bool, got float32"),
-        (changed("prediction", "masks", None), TypeError, r"predictions\[0\] must hold a Tensor masks"),
+        (changed("prediction", "masks", None), TypeError, r"predictions\[0\]: masks must be a tensor, got NoneType"),
+        (changed("target", "labels", torch.ones(5).long().to_sparse()), TypeError, "labels must be a dense tensor"),
         (changed("prediction", "scores", torch.ones(4)), ValueError, r"scores must be \[5\]"),
         (changed("prediction", "scores", torch.ones(5).long()), TypeError, "scores must be floating point, got int64"),
         (changed("prediction", "scores", torch.full((5,), torch.nan)), ValueError, "scores must not be NaN"),

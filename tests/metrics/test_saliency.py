@@ -233,7 +233,8 @@ GOOD = torch.rand(2, 5, 7)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((GOOD.numpy(), GOOD), TypeError, "prediction must be a Tensor, got ndarray"),
+        ((GOOD.numpy(), GOOD), TypeError, "prediction must be a tensor, got ndarray"),
+        ((GOOD, GOOD.to_sparse()), TypeError, "target must be a dense tensor, got torch.sparse_coo"),
         ((GOOD.long(), GOOD), TypeError, "prediction must be uint8 or floating point, got int64"),
         ((GOOD, GOOD.long()), TypeError, "target must be bool, uint8 or floating point, got int64"),
         ((GOOD, GOOD[:, :4]), ValueError, r"target must be of prediction's shape \[2, 5, 7\], got \[2, 4, 7\]"),

@@ -144,7 +144,7 @@ def test_bad_batches_count_nothing():
         (([logits], [target, target]), ValueError, "lists of as many, got a list of 1 and a list of 2"),
         ((logits, [target]), ValueError, "two tensors, or two lists"),
         (([], []), ValueError, "two tensors, or two lists"),
-        ((logits.numpy(), target), TypeError, "prediction must be a Tensor"),
+        ((logits.numpy(), target), TypeError, "prediction must be a tensor"),
     ):
         with pytest.raises(error, match=message):
             metric.update(*arguments)

@@ -290,8 +290,8 @@ def test_no_gradient(backend: str, device: str) -> None:
 @pytest.mark.parametrize(
     ("prediction", "target", "options", "error", "words"),
     [
-        ([1], 0, {}, TypeError, "prediction must be a Tensor, got list"),
-        ((2, 3, 4), "0", {}, TypeError, "target must be a Tensor, got str"),
+        ([1], 0, {}, TypeError, "prediction must be a tensor, got list"),
+        ((2, 3, 4), "0", {}, TypeError, "target must be a tensor, got str"),
         (torch.zeros(2, 2, dtype=torch.bool), (2, 2), {}, TypeError, "int32 or int64), got bool"),
         ((2, 3, 4), torch.zeros(2, 4), {}, TypeError, "target must be uint8, int16, int32 or int64, got float32"),
         ((2, 3, 4), torch.zeros(2, 4).to_sparse().long(), {}, TypeError, "target must be a dense tensor"),

@@ -30,8 +30,8 @@ def call(device: str, **change: Any) -> Any:
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [
-        (TypeError, {"logits": [0.0]}, "logits must be a Tensor, got list"),
-        (TypeError, {"target": None}, "target must be a Tensor, got NoneType"),
+        (TypeError, {"logits": [0.0]}, "logits must be a tensor, got list"),
+        (TypeError, {"target": None}, "target must be a tensor, got NoneType"),
         (TypeError, {"logits": OTHER.int()}, "logits must be float32, float64, bfloat16 or float16, got int32"),
         (TypeError, {"target": OTHER.long()}, "target must be bool, uint8 or floating point, got int64"),
         (TypeError, {"target": OTHER.to(torch.int8)}, "target must be bool, uint8 or floating point, got int8"),
@@ -51,7 +51,7 @@ def call(device: str, **change: Any) -> Any:
         (ValueError, {"logits": OTHER[..., :0]}, "logits must have at least one pixel to be interpolated"),
         (ValueError, {"target": OTHER[..., :0]}, "target must have at least one pixel to be interpolated"),
         (ValueError, {"target": OTHER.clone().requires_grad_()}, "target must not require a gradient"),
-        (TypeError, {"pos_weight": 2.0}, "pos_weight must be a Tensor or None, got float"),
+        (TypeError, {"pos_weight": 2.0}, "pos_weight must be a tensor, got float"),
         (TypeError, {"pos_weight": torch.ones(3, dtype=torch.int32)}, "pos_weight must be floating point, got int32"),
         (ValueError, {"pos_weight": torch.ones(5)}, "pos_weight must be [3] or [3, 1, 1] or [1, 3, 1, 1], got [5]"),
         (ValueError, {"pos_weight": torch.ones(3).requires_grad_()}, "pos_weight must not require a gradient"),
@@ -94,6 +94,18 @@ def with_bad_labels(dtype: torch.dtype, values: list[float], device: str) -> Ten
     target = make_target(SHAPE, dtype, device=device)
     target[1, 0, 2, 3], target[1, 0, 3, 4], target[1, 2, 0, 0] = values
     return target
+
+
+def test_a_bad_label_that_is_stored_negated(backend: str, device: str) -> None:
+    """As the imaginary part of a conjugate is."""
+    target = torch.full((2, 3, 4), 1.5j, dtype=torch.complex128, device=device).conj().imag
+
+    def checked() -> None:
+        segops.dice_bce_loss(torch.zeros(2, 3, 4, device=device), target, backend=backend)
+        segops.check_errors()
+
+    with pytest.raises(ValueError, match="24 label"):
+        checked()
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

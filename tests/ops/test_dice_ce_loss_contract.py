@@ -34,18 +34,18 @@ def target(device: str) -> Tensor:
 
 # What is passed instead, and the words that the message must hold after "segops.dice_ce_loss: ".
 OPTIONS: list[tuple[type[Exception], dict[str, Any], str]] = [
-    (TypeError, {"weight": [1.0] * C}, "weight must be a Tensor or None, got list"),
+    (TypeError, {"weight": [1.0] * C}, "weight must be a tensor, got list"),
     (TypeError, {"weight": torch.ones(C, dtype=torch.int64)}, "weight must be floating point, got int64"),
     (TypeError, {"weight": torch.ones(C).to_sparse()}, "weight must be a dense tensor, got torch.sparse_coo"),
     (ValueError, {"weight": torch.ones(C + 1)}, "weight must be [5], got [6]"),
     (ValueError, {"weight": torch.ones(C, 1)}, "weight must be [5], got [5, 1]"),
     (ValueError, {"weight": torch.ones(C, device="meta")}, "weight must be on cpu like logits, got meta"),
     (ValueError, {"weight": torch.ones(C, requires_grad=True)}, "weight must not require a gradient"),
-    (TypeError, {"pixel_weight": 1.0}, "pixel_weight must be a Tensor or None, got float"),
+    (TypeError, {"pixel_weight": 1.0}, "pixel_weight must be a tensor, got float"),
     (TypeError, {"pixel_weight": torch.ones(2, 6, 7).bool()}, "pixel_weight must be floating point, got bool"),
     (ValueError, {"pixel_weight": torch.ones(6, 7)}, "pixel_weight must be [2, 6, 7], got [6, 7]"),
     (ValueError, {"pixel_weight": torch.ones(2, 6, 7, requires_grad=True)}, "pixel_weight must not require a gradient"),
-    (TypeError, {"dice_class_weight": (1,) * C}, "dice_class_weight must be a Tensor or None, got tuple"),
+    (TypeError, {"dice_class_weight": (1,) * C}, "dice_class_weight must be a tensor, got tuple"),
     (ValueError, {"dice_class_weight": torch.ones(1)}, "dice_class_weight must be [5], got [1]"),
     (TypeError, {"ignore_index": 2.0}, "ignore_index must be an int, got float"),
     (TypeError, {"ignore_index": None}, "ignore_index must be an int, got NoneType"),
@@ -108,8 +108,8 @@ def test_bad_logits_and_targets(logits: Tensor, target: Tensor, backend: str) ->
             segops.dice_ce_loss(x, t, backend=backend)
 
     dtypes = "logits must be float32, float64, bfloat16 or float16, got "
-    refuses(TypeError, "logits must be a Tensor, got list", logits.tolist(), target)
-    refuses(TypeError, "target must be a Tensor, got ndarray", logits, target.cpu().numpy())
+    refuses(TypeError, "logits must be a tensor, got list", logits.tolist(), target)
+    refuses(TypeError, "target must be a tensor, got ndarray", logits, target.cpu().numpy())
     refuses(TypeError, dtypes + "int64", logits.long(), target)
     refuses(TypeError, dtypes + "complex64", logits.to(torch.complex64), target)
     refuses(TypeError, "logits must be a dense tensor, got torch.sparse_coo", logits.to_sparse(), target)

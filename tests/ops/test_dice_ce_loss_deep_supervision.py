@@ -99,7 +99,7 @@ def test_compiles_into_one_graph(device: str) -> None:
         (TypeError, {"logits": torch.zeros(2, 4, 3, 3)}, "logits must be a list or tuple, got Tensor"),
         (TypeError, {"weights": 1.0}, "weights must be a list or tuple, got float"),
         (ValueError, {"weights": (1.0,)}, "weights must have one number for each of 4 logits, got 1"),
-        (TypeError, {"logits": (None,), "weights": (1,)}, "logits[0] must be a Tensor, got NoneType"),
+        (TypeError, {"logits": (None,), "weights": (1,)}, "logits[0] must be a tensor, got NoneType"),
         (TypeError, {"weights": (1, 1, 1, "1")}, "weights[3] must be a number, got str"),
         (ValueError, {"weights": (1, float("nan"), 1, 1)}, "weights[1] must be finite, got nan"),
         (ValueError, {"weights": (0, 0.0, 0, 0)}, "weights must not all be zero, got [0, 0.0, 0, 0]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -186,6 +187,20 @@ def test_small_probabilities_keep_their_relative_precision(spread: float, backen
         lambda t: segops.dice_ce_loss(t, target, dice_weight=0, reduction="sum", backend=backend), x
     ).gradient
     assert relative_error(ours) <= 2 * relative_error(own) + 1e-6
+
+
+@pytest.mark.parametrize(("squared", "logit"), [(False, -600.0), (True, -200.0)])
+def test_a_vanishing_class_without_smooth(squared: bool, logit: float, backend: str, device: str) -> None:
+    """Its score is 0 divided by a number whose square float64 does not hold."""
+    logits = torch.tensor([0.0, logit], dtype=torch.float64, device=device).view(1, 2, 1, 1)
+    target = torch.zeros(1, 1, 1, dtype=torch.int64, device=device)
+    ours = outcome(
+        lambda x: segops.dice_ce_loss(x, target, ce_weight=0, smooth=0, squared=squared, backend=backend), logits
+    )
+    assert ours.value == 0.5
+    # The other class has the score 2 p / (p + 1), with squares 2 p / (p^2 + 1), which is flat at 1.
+    expected = torch.tensor([0.0, 0.0 if squared else math.exp(logit) / 4], dtype=torch.float64, device=device)
+    torch.testing.assert_close(ours.gradient.flatten(), expected, rtol=1e-9, atol=1e-80 if squared else 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import segops
 from segops import backends
+from segops.ops.dilated_conv import prepack
 from tests.cases import make_logits
 
 WINDOW = [1, 2, 1, 0, 2, 1]
@@ -197,11 +198,26 @@ X, W = torch.zeros(1, 4, 6, 6), torch.zeros(6, 2, 3, 3)
         ({"slope": torch.zeros(6)}, ValueError, "and only then"),
         ({"precision": "low"}, ValueError, "precision must be one of ('default', 'fast'), got 'low'"),
         ({"weight": W.to("meta")}, ValueError, "weight must be on cpu like input, got meta"),
+        ({"prepacked": 1.0}, TypeError, "prepacked must be a tensor, got float"),
     ],
 )
 def test_bad_arguments(change: dict[str, Any], error: type[Exception], words: str, backend: str) -> None:
     with pytest.raises(error, match=re.escape("segops.dilated_conv2d: ") + ".*" + re.escape(words)):
         segops.dilated_conv2d(**{"input": X, "weight": W, "groups": 2, "backend": backend, **change})
+
+
+@pytest.mark.parametrize("name", ["input", "weight", "bias", "scale", "shift", "residual", "slope", "prepacked"])
+def test_tensors_of_two_devices_are_refused(name: str) -> None:
+    """Also where no backend is named, which takes the shortest way to the operator."""
+    channels, weight = torch.zeros(6), torch.zeros(6, 4, 3, 3)
+    arguments: dict[str, Any] = {"input": X, "weight": weight, "activation": "prelu", "slope": channels}
+    arguments |= {"bias": channels, "scale": channels, "shift": channels, "residual": torch.zeros(1, 6, 4, 4)}
+    arguments["prepacked"] = prepack(weight)
+    segops.dilated_conv2d(**arguments)
+    if arguments[name] is None:
+        pytest.skip("this processor has nothing to prepack")
+    with pytest.raises(ValueError, match=r"segops\.dilated_conv2d: \w+ must be on \w+ like input, got "):
+        segops.dilated_conv2d(**{**arguments, name: arguments[name].to("meta")})
 
 
 def test_operators_refuse_what_memory_safety_needs(kernel_backend: str, device: str) -> None:

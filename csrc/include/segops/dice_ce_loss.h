@@ -97,11 +97,12 @@ SEGOPS_HOST_DEVICE inline double cell(const DiceCeLossValue& p, int64_t row, int
   const bool counted = counts(p, row, c);
   const double weight = share * (p.dice_class_weight ? p.dice_class_weight[c] : 1.0);
   const bool differentiable = counted && den != 0 && p.dice_weight != 0;
-  const double scale = differentiable ? p.dice_weight * weight / (den * den) : 0.0;
+  // Not by den * den, which may be too small for a double.
+  const double scale = differentiable ? p.dice_weight * weight / den : 0.0;
   for (int64_t n = p.batch_dice ? 0 : row; n < (p.batch_dice ? p.batch : row + 1); ++n) {
     double* grad = p.grad_overlap + n * 3 * p.classes + c;
-    grad[0] = differentiable ? scale * (num * p.den_i - p.num_i * den) : 0.0;
-    grad[p.classes] = differentiable ? scale * num * p.den_p : 0.0;
+    grad[0] = differentiable ? scale * (score * p.den_i - p.num_i) : 0.0;
+    grad[p.classes] = differentiable ? scale * score * p.den_p : 0.0;
     grad[2 * p.classes] = 0;
   }
   return counted ? weight * (1.0 - score) : 0.0;
