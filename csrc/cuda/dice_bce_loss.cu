@@ -1,7 +1,7 @@
 // dice_bce_loss forward: one read of logits and labels gives all sums that the loss is made of.
 //
 // A block leaves the sums of its chunk, and dice_ce_loss_combine_kernel adds up the chunks in order.
-#include "dice_bce_loss_lines.cuh"
+#include "dice_bce_loss_pass.cuh"
 #include "dice_bce_loss_sums.cuh"
 
 namespace segops::cuda::dice_bce {
@@ -13,14 +13,12 @@ template <class T, int V, bool kRows>
 __global__ void __launch_bounds__(kThreads, 2)
     dice_bce_loss_forward_kernel(DiceBceLossStatistics p, Cut cut, Partial partial) {
   using A = AccumulatorOf<T>;
-  constexpr int U = kAhead<T, V>, K = Share<V, kRows>::kChannels;
+  using Pass = dice_bce::Pass<T, V, kRows>;
+  constexpr int U = Pass::U, K = Share<V, kRows>::kChannels;
   const DiceBceLossInputs& in = p.in;
   const Share<V, kRows> share(in, cut);
   const Constants<T> constant(in);
   const Elements map{p.bce_map, p.map_stride_n, p.map_stride_c, p.map_stride_s};
-  const T* const logits = share.template first_of<T>(in.logits);
-  A* const losses = share.template first_of<A>(map);
-  const int64_t stride = share.stride(in.logits), map_stride = share.stride(map);
 
   using Positives = Staged<A, V, kRows, 1>;
   SHARED_ARRAY(A, positives, Positives::kExtent);
@@ -35,6 +33,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kSums = 3 * K + 2;  // I, P and T of each channel, cross-entropy and its weight
   SHARED_ARRAY(A, columns, kSums * kColumnPitch<V>);
   const auto column = [&](int i) -> A& { return columns[i * kColumnPitch<V> + static_cast<int>(threadIdx.x)]; };
+  SHARED_ARRAY(uint4, rooms, Pass::kRooms);
   BadOfThread bad;
 
   constexpr int kSummed = Cut::kMostSummed / V;
@@ -42,13 +41,12 @@ __global__ void __launch_bounds__(kThreads, 2)
     A sums[kSums] = {};
     const int end = cut.passes - begin < kSummed ? cut.passes : begin + kSummed;
     for (int pass = begin; pass < end; pass += U) {
-      const Rows<U> rows(share, pass);
+      const Pass rows(in, share, pass, rooms);
       T x[U][V];
       A label[U][V], weight[U][V], loss[U][V];
-      rows.load(logits, stride, x);
-      load_weights(in, share, rows, weight);
-      load_labels(in, share, rows, label,
-                  [&](int u, int v, int64_t value) { bad.record(share.position(in, rows.row[u], v), value); });
+      rows.load_logits(x);
+      rows.load_weights(weight);
+      rows.load_labels(label, [&](int u, int v, int64_t value) { bad.record(share.position(in, rows.row[u], v), value); });
 #pragma unroll
       for (int u = 0; u < U; ++u)
 #pragma unroll
@@ -65,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           sums[K + k] += constant.squared ? of.prob * of.prob : of.prob;
           sums[2 * K + k] += constant.squared ? t * t : t;
         }
-      if (!kNarrow<V> && p.bce_map) rows.store(losses, map_stride, loss);
+      if (!kNarrow<V> && p.bce_map) rows.store(map, loss);
     }
 #pragma unroll
     for (int i = 0; i < kSums; ++i) column(i) = begin > 0 ? column(i) + sums[i] : sums[i];

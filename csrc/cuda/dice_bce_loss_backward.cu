@@ -1,5 +1,5 @@
 // dice_bce_loss backward: one read of logits and labels, one write of the gradient.
-#include "dice_bce_loss_lines.cuh"
+#include "dice_bce_loss_pass.cuh"
 
 namespace segops::cuda::dice_bce {
 namespace {
@@ -7,18 +7,17 @@ namespace {
 template <class T, int V, bool kRows>
 __global__ void __launch_bounds__(kThreads, 2) dice_bce_loss_backward_kernel(DiceBceLossBackward p, Cut cut) {
   using A = AccumulatorOf<T>;
-  constexpr int U = kAhead<T, V>, K = Share<V, kRows>::kChannels;
+  using Pass = dice_bce::Pass<T, V, kRows>;
+  constexpr int U = Pass::U, K = Share<V, kRows>::kChannels;
   const DiceBceLossInputs& in = p.in;
   const Share<V, kRows> share(in, cut);
   const Constants<T> constant(in);
   const Elements grad{p.grad_logits, p.grad_stride_n, p.grad_stride_c, p.grad_stride_s};
-  const T* const logits = share.template first_of<T>(in.logits);
-  T* const grads = share.template first_of<T>(grad);
-  const int64_t stride = share.stride(in.logits), grad_stride = share.stride(grad);
 
   using OfChannels = Staged<A, V, kRows, 3>;
   SHARED_ARRAY(A, of_channels, OfChannels::kExtent);
   SHARED_ARRAY(A, of_losses, 1);
+  SHARED_ARRAY(uint4, rooms, Pass::kRooms);
   const OfChannels staged(share, of_channels, [&](int channel, A(&of)[3]) {
     const Slopes<A> slopes = slopes_of<A>(p, share.image, channel);
     of[0] = slopes.i, of[1] = slopes.p, of[2] = slopes.q;
@@ -34,12 +33,12 @@ __global__ void __launch_bounds__(kThreads, 2) dice_bce_loss_backward_kernel(Dic
   }
 
   for (int pass = 0; pass < cut.passes; pass += U) {
-    const Rows<U> rows(share, pass);
+    const Pass rows(in, share, pass, rooms);
     T x[U][V];
     A label[U][V], weight[U][V];
-    rows.load(logits, stride, x);
-    load_weights(in, share, rows, weight);
-    load_labels(in, share, rows, label, [](int, int, int64_t) {});  // forward has told of bad ones
+    rows.load_logits(x);
+    rows.load_weights(weight);
+    rows.load_labels(label, [](int, int, int64_t) {});  // forward has told of bad ones
 #pragma unroll
     for (int u = 0; u < U; ++u)
 #pragma unroll
@@ -49,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, 2) dice_bce_loss_backward_kernel(Dic
           result = gradient(constant, widen<A>(x[u][v]), label[u][v], weight[u][v], bce, slopes[kRows ? v : 0]);
         x[u][v] = narrow<T>(result);
       }
-    rows.store(grads, grad_stride, x);
+    rows.store(grad, x);
   }
 }
 

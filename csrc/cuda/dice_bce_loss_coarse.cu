@@ -33,8 +33,7 @@ struct CoarsePlan {
       down = static_cast<int>((p.vertical.out + rows - 1) / rows);
       const int64_t cells = pitch_of(most_read(p.vertical, rows) * most_read(p.horizontal, kTileColumns), element) * element;
       // No axis shrinks, so that one channel fits.
-      for (slab = static_cast<int>(channels < kSlab ? channels : kSlab);; slab /= 2) {
-        if (slab < 1) slab = 1;
+      for (slab = slab_of(p.logits);; slab /= 2) {
         Parts parts;
         parts.take(slab * 3 * warps() * 8);
         window = parts.take(slab * cells);
@@ -42,7 +41,7 @@ struct CoarsePlan {
         if (bytes <= kMostShared || slab == 1) break;
       }
       slabs = static_cast<int>((channels + slab - 1) / slab);
-      if (blocks(p.loss.in.batch) >= kEnough || rows == 2 * kBand) break;
+      if (blocks(p.loss.in.batch) >= kEnough || rows == 4 * kBand) break;
     }
   }
 };

@@ -10,9 +10,10 @@ constexpr int kFetched = 4;  // fine rows whose labels are under way at once
 
 // By shape alone. A block's fine pixels are one piece but where a single cell has more.
 struct GatherPlan {
-  int rows, columns;              // cells of a block
-  int down, across;               // blocks
-  int slab, slabs;                // channels of a block
+  int rows, columns;       // cells of a block
+  int down, across;        // blocks
+  int slab, slabs, group;  // channels of a block, and those summed at once
+  int label_bytes;
   int piece_rows, piece_columns;  // fine pixels
   int constants, window, bytes;   // of shared memory
   GatherShared gather;
@@ -22,21 +23,21 @@ struct GatherPlan {
   int64_t blocks(int64_t batch) const { return batch * slabs * down * across; }
 
   explicit GatherPlan(const DiceBceLossCoarseBackward& p) {
-    const int64_t channels = p.loss.in.channels, batch = p.loss.in.batch;
-    slab = static_cast<int>(channels < kSlab ? channels : kSlab);
-    if (slab < 1) slab = 1;
-    slabs = static_cast<int>((channels + slab - 1) / slab);
-    rows = 8;
-    // A thread for each fine column and channel, at least.
-    for (columns = 128; columns > 16 && slab * most_fine(p.horizontal, columns / 2) >= 2 * kCoarseThreads;) columns /= 2;
+    slab = slab_of(p.logits);
+    slabs = static_cast<int>((p.loss.in.channels + slab - 1) / slab);
+    label_bytes = static_cast<int>(dice_bce::label_bytes(p.loss.in.target_dtype));
+    rows = 16;
+    columns = 128;
     for (;;) {
-      const bool fits = cut(p), enough = blocks(batch) >= kEnough;
-      if (fits && (enough || (rows <= 4 && columns <= 16))) return;
+      const bool fits = cut(p), enough = blocks(p.loss.in.batch) >= kEnough;
+      // Narrower, threads would be idle, or the sectors at its sides much beside the block.
+      const bool narrow = columns <= 32 || slab * most_fine(p.horizontal, columns / 2) < kCoarseThreads;
+      if (fits && (enough || (narrow && rows <= 4))) return;
       if (rows == 1 && columns == 1) return;
-      if (rows > 4 || columns == 1)
-        rows /= 2;
-      else
+      if (rows <= (fits ? 4 : 1) || (columns > 8 * rows && !(fits && narrow)))
         columns /= 2;
+      else
+        rows /= 2;
     }
   }
 
@@ -49,8 +50,11 @@ struct GatherPlan {
     piece_columns = static_cast<int>(width < kMostPieceColumns ? width : kMostPieceColumns);
     down = static_cast<int>((p.vertical.in + rows - 1) / rows);
     across = static_cast<int>((p.horizontal.in + columns - 1) / columns);
+    // Two fine columns for each thread, at least.
+    const int enough = 2 * kCoarseThreads / piece_columns;
+    group = enough < 1 ? 1 : enough < slab ? enough : slab;
     Parts parts;
-    gather.take(parts, element == 8 ? 8 : 4, rows, columns, piece_rows, piece_columns, slab, slab);
+    gather.take(parts, element == 8 ? 8 : 4, rows, columns, piece_rows, piece_columns, group, slab);
     constants = parts.take((3 * slab + 1) * (element == 8 ? 8 : 4));
     window = parts.take(slab * pitch_of((rows + 2) * (columns + 2), element) * element);
     bytes = parts.bytes;
@@ -92,31 +96,41 @@ __global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
 
   for (int piece_top = block.fine_top; piece_top < block.fine_bottom; piece_top += plan.piece_rows) {
     for (int piece_left = block.fine_left; piece_left < block.fine_right; piece_left += plan.piece_columns) {
-      SYNC_THREADS();  // the piece before is done
       gather.move_to(piece_top, piece_left, plan.piece_rows, plan.piece_columns);
       SYNC_THREADS();  // and window, totals and constants are there
       const A bce = constants[3 * plan.slab];
-      for (int i = static_cast<int>(threadIdx.x); i < channels * gather.span; i += kCoarseThreads) {
-        const int c = i / gather.span, x = i - c * gather.span, channel = first_channel + c;
-        const Slopes<A> slopes{constants[3 * c], constants[3 * c + 1], constants[3 * c + 2]};
-        gather.template sum_down<kFetched>(
-            c, c, x, plan.rows,
-            [&](int y) {
-              return FinePixels<A, kFetched>(
-                  in, image, channel, [&](int v) { return y + v < gather.height; },
-                  [&](int v) { return (piece_top + y + v) * horizontal.out + piece_left + x; },
-                  [](int, int64_t) {});  // forward has told of bad ones
-            },
-            [&](const FinePixels<A, kFetched>& pixels, int v, int, A logit) {
-              if (!counts(pixels.label[v])) return A(0);
-              return gradient(constant, logit, pixels.label[v], pixels.weight[v], bce, slopes);
-            });
+      // Lanes begin at a whole sector of labels, which the piece may begin within.
+      const int64_t first_label =
+          image * in.target.stride_n + first_channel * in.target.stride_c + piece_top * horizontal.out + piece_left;
+      const int before =
+          static_cast<int>((reinterpret_cast<uintptr_t>(in.target.data) + first_label * plan.label_bytes) % 32) /
+          plan.label_bytes;
+      const int lanes = (before + gather.span + device::kWarp - 1) / device::kWarp * device::kWarp;
+      for (int first = 0; first < channels; first += plan.group) {
+        const int group = channels - first < plan.group ? channels - first : plan.group;
+        for (int i = static_cast<int>(threadIdx.x); i < group * lanes; i += kCoarseThreads) {
+          const int slot = i / lanes, x = i - slot * lanes - before, c = first + slot;
+          if (x < 0 || x >= gather.span) continue;
+          const Slopes<A> slopes{constants[3 * c], constants[3 * c + 1], constants[3 * c + 2]};
+          gather.template sum_down<kFetched>(
+              slot, c, x, plan.rows,
+              [&](int y) {
+                return FinePixels<A, kFetched>(
+                    in, image, first_channel + c, [&](int v) { return y + v < gather.height; },
+                    [&](int v) { return (piece_top + y + v) * horizontal.out + piece_left + x; },
+                    [](int, int64_t) {});  // forward has told of bad ones
+              },
+              [&](const FinePixels<A, kFetched>& pixels, int v, int, A logit) {
+                if (!counts(pixels.label[v])) return A(0);
+                return gradient(constant, logit, pixels.label[v], pixels.weight[v], bce, slopes);
+              });
+        }
+        SYNC_THREADS();
+        gather.sum_along(first, group, plan.rows);
+        SYNC_THREADS();  // the sums have been read
       }
-      SYNC_THREADS();
-      gather.sum_along(0, channels, plan.rows);
     }
   }
-  SYNC_THREADS();
   gather.store(p.grad_logits, image, first_channel, channels);
 }
 

@@ -8,6 +8,11 @@ namespace segops::cuda::dice_bce {
 
 constexpr int kSlab = 8;  // channels of a block, at most
 
+// Channels of a block: of a pixel they share its sectors; of planes each has its blocks, which have the fewest borders so.
+inline int slab_of(const ConstPlanes& logits) {
+  return static_cast<int>(is_planar(logits) || logits.channels < 1 ? 1 : logits.channels < kSlab ? logits.channels : kSlab);
+}
+
 // Some fine pixels of one channel, below each other.
 template <class A, int V>
 struct FinePixels {

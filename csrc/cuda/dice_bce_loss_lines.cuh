@@ -1,9 +1,10 @@
-// How the kernels of dice_bce_loss share out [N, C, S], and how they read and write it.
+// How the kernels of dice_bce_loss share out [N, C, S].
 //
 // A line is a plane (planar), or an image whose channels are last. Its rows are one vector each (planar), or pixels: as many
 // as make whole sectors where nothing lies between them, else one. Element e of a row is of channel e % C, and a thread,
 // which has the same place in every row it takes, has the same channels and holds their sums and constants in registers.
-// Vectors are 16 bytes of the widest type, or one element where anything is aligned otherwise.
+// Vectors are 16 bytes of the widest type, where the rows are whole vectors at whole sectors of memory; else one element,
+// and lines without gaps go through shared memory (dice_bce_loss_pass.cuh).
 #pragma once
 #include <numeric>
 #include <type_traits>
@@ -33,15 +34,17 @@ struct Cut {
   int64_t rows;  // of a line
   int64_t line_elements;
   int row_elements, row_pixels;
-  bool shifted;     // rows begin at whole sectors of memory, which a line may begin within
+  bool shifted;     // the first row begins at a whole sector of memory, which a line may begin within
+  bool staged;      // passes go through shared memory
   int slabs, slab;  // of a row, in vectors
   int depth;        // rows side by side in a block
   int passes;       // rows of a thread
   int64_t chunks;   // of a line
   static constexpr int64_t kBlocks = 1056, kFewBlocks = 264;  // eight, two for each multiprocessor of the largest devices
   static constexpr int kMostSummed = 64;                      // elements of a thread, in float
-  static constexpr int64_t kBytesOfChannel =
-      768;  // of inputs in a block: its sums of a channel are 24, the constants no more
+  // Of inputs in a block, for itself and for each of its channels: what it leaves is 256 bytes and 24 of a channel, and no
+  // more than that are constants.
+  static constexpr int64_t kBytesOfBlock = 8192, kBytesOfChannel = 1280;
 
   // result: what is written, of elements of so many bytes; null data for nothing.
   Cut(const DiceBceLossInputs& in, const Elements& result, int64_t result_bytes) {
@@ -67,6 +70,16 @@ struct Cut {
       return !of.data || (reinterpret_cast<uintptr_t>(of.data) % static_cast<uintptr_t>(piece(element)) == 0 &&
                           whole(in.batch, of.stride_n) && whole(planar ? c : 1, of.stride_c));
     };
+    const auto memory_at_sectors = [](const Elements& of, int64_t) {
+      return reinterpret_cast<uintptr_t>(of.data) % 32 == 0;
+    };
+    const auto lines_at_sectors = [&](const Elements& of, int64_t element) {
+      return !of.data || (memory_at_sectors(of, element) && (in.batch <= 1 || of.stride_n * element % 32 == 0) &&
+                          (!planar || c <= 1 || of.stride_c * element % 32 == 0));
+    };
+    const auto planes_without_gaps = [&](const Elements& of, int64_t) {
+      return !of.data || (of.stride_c == in.pixels && of.stride_n == c * in.pixels);
+    };
     const auto pixels_aligned = [&](const Elements& of, int64_t element) {
       return !of.data || in.pixels <= 1 || of.stride_s * element % piece(element) == 0;
     };
@@ -79,13 +92,17 @@ struct Cut {
     else
       vectors = vectors &&
                 ((dense && few(most) && c * in.pixels % most == 0) || (c % most == 0 && every(pixels_aligned, with_weight)));
-    vector = static_cast<int>(vectors ? most : 1);
-    row_pixels = planar ? vector : dense && few(vector) && c > 0 ? static_cast<int>(sector / std::gcd(c, sector)) : 1;
+    // Planes that lie behind each other begin at the same place of a sector in every tensor.
+    const bool whole = every(lines_at_sectors, with_weight);
+    shifted =
+        planar && vectors && !whole && every(memory_at_sectors, with_weight) && every(planes_without_gaps, with_weight);
+    staged = (planar || (dense && c <= kThreads)) && !(vectors && (whole || shifted));
+    vector = static_cast<int>(vectors && !staged ? most : 1);
+    row_pixels = planar                 ? vector
+                 : staged && c > 0      ? static_cast<int>(kThreads / c)
+                 : dense && few(vector) ? static_cast<int>(sector / std::gcd(c, sector))
+                                        : 1;
     row_elements = static_cast<int>(planar ? row_pixels : row_pixels * c);
-    shifted = planar && !vectors &&
-              every([&](const Elements& of,
-                        int64_t) { return !of.data || (of.stride_c == in.pixels && of.stride_n == c * in.pixels); },
-                    false);
     share_out(in, bytes + of_label);
   }
 
@@ -100,7 +117,7 @@ struct Cut {
     const int64_t v = vector, width = row_elements / v;
     lines = planar ? in.batch * in.channels : in.batch;
     line_elements = planar ? in.pixels : in.pixels * in.channels;
-    rows = (in.pixels + (shifted ? sector - 1 : 0) + row_pixels - 1) / row_pixels;
+    rows = (in.pixels + (shifted ? sector - vector : 0) + row_pixels - 1) / row_pixels;
     slabs = static_cast<int>((width + kThreads - 1) / kThreads);
     slab = static_cast<int>(slabs > 0 ? (width + slabs - 1) / slabs : 1);
     const int whole = static_cast<int>(sector / v);
@@ -112,7 +129,8 @@ struct Cut {
     const auto to_make = [&](int64_t blocks) { return vectors / (blocks * kThreads) / step * step + step; };
     const auto smaller = [](int64_t a, int64_t b) { return a < b ? a : b; };
     const int64_t of_pass = slab * depth * v, channels = planar ? 1 : smaller(in.channels, slab * v);
-    const int64_t least = smaller(kBytesOfChannel * channels / (bytes * of_pass) / step * step + step, to_make(kFewBlocks));
+    const int64_t enough = (kBytesOfBlock + kBytesOfChannel * channels) / (bytes * of_pass) / step * step + step;
+    const int64_t least = smaller(enough, to_make(kFewBlocks));
     const int64_t wanted = smaller(to_make(kBlocks), kMostSummed / v);
     passes = static_cast<int>(wanted > least ? wanted : least);
     const int64_t chunk = static_cast<int64_t>(passes) * depth;
@@ -156,7 +174,7 @@ struct Share {
     image = static_cast<int>(part / of_image);
     channel = kRows ? 0 : static_cast<int>(part % of_image);
     slab = kRows ? static_cast<int>(part % of_image) : 0;
-    if (!kRows && cut.shifted) begin -= part * in.pixels & (cut.sector - 1);
+    if (!kRows && cut.shifted) begin -= (part * in.pixels & (cut.sector - 1)) / V;
     element = first() + (thread - slot * cut.slab) * V;
     active = slot < cut.depth && element < first() + width();
   }
@@ -181,11 +199,14 @@ struct Share {
   // Of the block's channel i.
   __device__ __forceinline__ int channel_at(int i) const { return kRows ? (first() + i) % channels : channel; }
 
+  template <class E>
+  __device__ __forceinline__ E* line_of(const Elements& of) const {
+    return const_cast<E*>(static_cast<const E*>(of.data)) + image * of.stride_n + (kRows ? 0 : channel * of.stride_c);
+  }
   // The thread's element in row 0 of the line.
   template <class E>
   __device__ __forceinline__ E* first_of(const Elements& of) const {
-    const E* const line = static_cast<const E*>(of.data) + image * of.stride_n;
-    return const_cast<E*>(line + (kRows ? element : channel * of.stride_c));
+    return line_of<E>(of) + (kRows ? element : 0);
   }
   __device__ __forceinline__ int64_t stride(const Elements& of) const { return cut.row_pixels * of.stride_s; }
 
@@ -216,73 +237,5 @@ struct Staged {
 
   __device__ __forceinline__ A& at(int k, int i) const { return shared[k * kPitch + i + i / device::kWarp]; }
 };
-
-// Some rows of a thread.
-template <int U>
-struct Rows {
-  int64_t row[U];
-  bool inside[U];
-
-  template <int V, bool kRows>
-  __device__ __forceinline__ Rows(const Share<V, kRows>& share, int pass) {
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      row[u] = share.begin + static_cast<int64_t>(pass + u) * share.cut.depth;
-      inside[u] = share.active && (kRows || row[u] >= 0) &&
-                  row[u] * share.cut.row_elements + share.element < share.cut.line_elements;
-    }
-  }
-
-  template <class E, int V>
-  __device__ __forceinline__ void load(const E* first, int64_t stride, E (&v)[U][V]) const {
-#pragma unroll
-    for (int u = 0; u < U; ++u)
-      if (inside[u]) load_vector(first + row[u] * stride, v[u]);
-  }
-
-  template <class E, int V>
-  __device__ __forceinline__ void store(E* first, int64_t stride, const E (&v)[U][V]) const {
-#pragma unroll
-    for (int u = 0; u < U; ++u)
-      if (inside[u]) store_vector(first + row[u] * stride, v[u]);
-  }
-};
-
-// note(u, v, value) is told of bad labels. Beyond the rows nothing counts.
-template <int V, bool kRows, int U, class A, class Note>
-__device__ __forceinline__ void load_labels(const DiceBceLossInputs& in, const Share<V, kRows>& share, const Rows<U>& rows,
-                                            A (&label)[U][V], const Note& note) {
-  with_label_type<kNarrow<V>>(in.target_dtype, [&](const auto* type) {
-    using L = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
-    L raw[U][V];
-    rows.load(share.template first_of<L>(in.target), share.stride(in.target), raw);
-#pragma unroll
-    for (int u = 0; u < U; ++u)
-#pragma unroll
-      for (int v = 0; v < V; ++v)
-        label[u][v] = rows.inside[u] ? read_label<A>(in, raw[u][v], [&](int64_t value) { note(u, v, value); }) : A(NAN);
-  });
-}
-
-template <int V, bool kRows, int U, class A>
-__device__ __forceinline__ void load_weights(const DiceBceLossInputs& in, const Share<V, kRows>& share, const Rows<U>& rows,
-                                             A (&weight)[U][V]) {
-  const Elements& of = in.pixel_weight;
-  if (!of.data) {
-#pragma unroll
-    for (int u = 0; u < U; ++u)
-#pragma unroll
-      for (int v = 0; v < V; ++v) weight[u][v] = 1;
-  } else if (!kNarrow<V> && (!kRows || of.stride_c != 0)) {
-    rows.load(share.template first_of<A>(of), share.stride(of), weight);
-  } else {
-    const A* const line = static_cast<const A*>(of.data) + share.image * of.stride_n;
-#pragma unroll
-    for (int u = 0; u < U; ++u)
-#pragma unroll
-      for (int v = 0; v < V; ++v)
-        if (rows.inside[u]) weight[u][v] = device::load(line + rows.row[u] * share.cut.row_pixels + share.pixel_of(v));
-  }
-}
 
 }  // namespace segops::cuda::dice_bce

@@ -22,6 +22,7 @@ SHAPES = (
     {"c": 264, "s": 3},
     {"c": 5, "s": 8, "n": 3},
     {"c": 131, "s": 16},
+    {"c": 3, "s": 36, "n": 3},
 )
 #: Rows that may be read 16 bytes at a time, that may not because of where they begin, and because of what lies between.
 PLACES = ({}, {"offset": 1}, {"pad": 8}, {"target_offset": 1}, {"pad": 1}, {"target_pad": 16}, {"target_pad": 3})
@@ -40,7 +41,7 @@ def every_template() -> list[str]:
     """Each dtype, layout and shape once; all else taken in turn, in cycles of different lengths."""
     lines = []
     for i, (dtype, layout, shape) in enumerate(itertools.product(DTYPES, LAYOUTS, SHAPES)):
-        options = OPTIONS[(i + i // 11) % len(OPTIONS)]
+        options = OPTIONS[(i + i // 12) % len(OPTIONS)]
         label = LABELS[(i + i // 5) % len(LABELS)]
         place = PLACES[i // 2 % len(PLACES)] if i % 4 == 3 else {}
         lines.append(case(dtype=dtype, layout=layout, label=label, **{"n": 1, **options, **shape}, **place, seed=i + 1))
@@ -61,6 +62,7 @@ def nothing() -> list[str]:
 
 
 def several_images_of_several_chunks() -> dict[str, list[str]]:
+    """The last: lines that begin anywhere, of several passes through shared memory."""
     options = {"ignore": 0.1, "pos_weight": 1, "weights": "pixel", "map": 1, "bad": 501, "n": 2}
     return {
         f"{shape['c']} channels, {layout}": [
@@ -68,4 +70,10 @@ def several_images_of_several_chunks() -> dict[str, list[str]]:
             for dtype, label, offset in (("float32", "uint8", 0), ("bfloat16", "float32", 0), ("float16", "uint8", 1))
         ]
         for shape, layout in itertools.product(({"c": 3, "s": 4096 + 64}, {"c": 300, "s": 64}), LAYOUTS)
+    } | {
+        f"anywhere, {layout}": [
+            case(c=3, s=91001, layout=layout, label=label, offset=1, target_offset=3, result_offset=2, **options)
+            for label in ("uint8", "float16")
+        ]
+        for layout in LAYOUTS
     }

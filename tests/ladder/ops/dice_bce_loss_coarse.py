@@ -58,30 +58,43 @@ LARGE = [
 ELEMENT = {"float32": 4, "bfloat16": 2}
 
 
-def traffic(dtype: str, channels: int, layout: str, ratio: int, times: tuple[float, float]) -> Traffic:
+def traffic(
+    dtype: str,
+    channels: int,
+    layout: str,
+    ratio: int,
+    times: tuple[float, float],
+    coarse: tuple[int, int] = (32, 64),
+    odd: int = 0,
+) -> Traffic:
     """Coarse logits and labels are to be read, and the coarse gradient to be written, once; times: forward, backward.
 
-    Blocks read the cells beyond their border too, and backward the labels there.
+    Blocks read the cells beyond their border too, and backward the labels there: of a row, whole sectors.
+    odd: columns of labels that are missing.
     """
-    height, width = 32, 64
-    logits, labels = channels * height * width * ELEMENT[dtype], channels * height * width * ratio * ratio
+    height, width = coarse
+    fine = (height * ratio, width * ratio - odd)
+    logits, labels = channels * height * width * ELEMENT[dtype], channels * fine[0] * fine[1]
     sums = Bytes(0, beside=0.12 * (logits + labels))
     return Traffic(
-        f"{dtype}, {channels} channels, {layout}, x{ratio}",
-        case(dtype=dtype, c=channels, h=height, w=width, H=height * ratio, W=width * ratio, layout=layout),
+        f"{dtype}, {channels} channels, {height} x {width} to {fine[0]} x {fine[1]}, {layout}",
+        case(dtype=dtype, c=channels, h=height, w=width, H=fine[0], W=fine[1], layout=layout),
         {
             "dice_bce_loss_coarse_forward": Moves(Bytes(logits + labels, times[0]), sums, 0.1),
             "dice_ce_loss_combine": Moves(sums, sums),
             # Sums along a row are strided by the ratio.
-            "dice_bce_loss_coarse_backward": Moves(Bytes(logits + labels, times[1]), Bytes(logits, 1.1), 0.45),
+            "dice_bce_loss_coarse_backward": Moves(Bytes(logits + labels, times[1]), Bytes(logits, 1.1), 0.55),
         },
     )
 
 
 TRAFFIC = [
-    # Blocks of an image this small have 4 by 16 cells, whose borders are as large as they are.
-    *(traffic(dtype, 8, layout, 4, (1.75, 3.7)) for dtype, layout in itertools.product(ELEMENT, LAYOUTS)),
-    traffic("float32", 1, "planar", 2, (1.75, 4.3)),
+    # Blocks of an image this small have 4 rows of cells: a quarter of their labels is read twice.
+    *(traffic(dtype, 8, layout, 4, (1.3, 1.75)) for dtype, layout in itertools.product(ELEMENT, LAYOUTS)),
+    traffic("float32", 1, "planar", 2, (1.3, 1.75)),
+    traffic("bfloat16", 19, "planar", 4, (1.3, 1.5), (64, 128)),
+    # Rows of labels begin anywhere: those of a warp lie in two sectors.
+    traffic("bfloat16", 8, "planar", 4, (2.0, 2.5), odd=3),
 ]
 
 #: Two blocks of 256 threads on a multiprocessor; of double, one.

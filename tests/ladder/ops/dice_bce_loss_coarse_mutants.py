@@ -24,8 +24,24 @@ MUTANTS = (
         "bce, coarse: sums of columns read at once",
         UNREAD,
         BACKWARD,
-        "SYNC_THREADS();\n      gather.sum_along",
+        "SYNC_THREADS();\n        gather.sum_along",
         "gather.sum_along",
+        (3, 4),
+    ),
+    Mutant(
+        "bce, coarse: sums of columns overwritten before they were read",
+        "missing barrier before rewriting it",
+        BACKWARD,
+        "        SYNC_THREADS();  // the sums have been read\n",
+        "",
+        (3, 4),
+    ),
+    Mutant(
+        "bce, coarse: lanes before the piece",
+        PAST,
+        BACKWARD,
+        "if (x < 0 || x >= gather.span) continue;",
+        "if (x >= gather.span) continue;",
         (3, 4),
     ),
     Mutant(
@@ -74,4 +90,5 @@ MUTANTS = (
 CASES = (
     case(c=9, h=17, w=40, H=35, W=81, pos_weight=1, ignore=0.2, map=1, squared=1, bad=29, weights="each"),
     case(c=3, h=5, w=33, H=18, W=66, dtype="bfloat16", layout="channels_last", label="float32", n=2, gamma=2),
+    case(c=2, h=3, w=70, H=5, W=280, layout="channels_last", bad=29),
 )

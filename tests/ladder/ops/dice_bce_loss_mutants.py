@@ -5,9 +5,9 @@ from __future__ import annotations
 from tests.ladder.operator import Mutant, case
 
 FORWARD, BACKWARD = "dice_bce_loss.cu", "dice_bce_loss_backward.cu"
-LINES, SUMS, ELEMENT = "dice_bce_loss_lines.cuh", "dice_bce_loss_sums.cuh", "dice_bce_loss_element.cuh"
-COMBINE = "dice_ce_loss_combine.cu"
-UNREAD = "missing barrier before reading a reduction buffer"
+LINES, PASS, RUN = "dice_bce_loss_lines.cuh", "dice_bce_loss_pass.cuh", "run.cuh"
+SUMS, ELEMENT, COMBINE = "dice_bce_loss_sums.cuh", "dice_bce_loss_element.cuh", "dice_ce_loss_combine.cu"
+UNREAD, REWRITTEN = "missing barrier before reading a reduction buffer", "missing barrier before rewriting it"
 EARLY, PAST = "shuffle loop that ends early", "store one past the row"
 SIXTEEN, WRONG = "16-byte access that ignores tail or alignment", "wrong element"
 
@@ -71,7 +71,7 @@ MUTANTS = (
     Mutant(
         "bce: rows before the line",
         "load before the row",
-        LINES,
+        PASS,
         "share.active && (kRows || row[u] >= 0) &&",
         "share.active &&",
         (3, 4),
@@ -87,8 +87,8 @@ MUTANTS = (
     Mutant(
         "bce: rows beyond the line",
         PAST,
-        LINES,
-        " &&\n                  row[u] * share.cut.row_elements + share.element < share.cut.line_elements;",
+        PASS,
+        " && row[u] * cut.row_elements + share.element < cut.line_elements;",
         ";",
         (3, 4, 5),
     ),
@@ -101,6 +101,35 @@ MUTANTS = (
         (3, 4, 5),
     ),
     Mutant("bce: threads beyond the rows", WRONG, LINES, "active = slot < cut.depth &&", "active =", (3, 4)),
+    Mutant(
+        "bce: staged elements read at once", UNREAD, PASS, "wait<0>();\n      SYNC_THREADS();\n", "wait<0>();\n", (3, 4)
+    ),
+    Mutant(
+        "bce: staged elements overwritten before they were read",
+        REWRITTEN,
+        PASS,
+        "      SYNC_THREADS();  // the pass before has been read\n",
+        "",
+        (3, 4),
+    ),
+    Mutant(
+        "bce: results written before all are there",
+        UNREAD,
+        PASS,
+        "= v[u][0];\n        SYNC_THREADS();\n",
+        "= v[u][0];\n",
+        (3, 4),
+    ),
+    Mutant("bce: a run's last elements left out", WRONG, RUN, "at < head : at < count", "at < head : false", (3,)),
+    Mutant("bce: a run's pieces beyond its end", PAST, RUN, "at < tail; at +=", "at < count; at +=", (3, 4)),
+    Mutant(
+        "bce: a run's first elements in its pieces",
+        SIXTEEN,
+        RUN,
+        "to_sector < count ? to_sector",
+        "0 < count ? 0",
+        (3, 5),
+    ),
     Mutant("bce: any number of pixels", SIXTEEN, LINES, "vectors && in.pixels % most == 0", "vectors", (3, 4, 5)),
     Mutant("bce: any elements of an image", SIXTEEN, LINES, " && c * in.pixels % most == 0", "", (3, 4, 5)),
     Mutant(
@@ -203,6 +232,8 @@ CASES = (
     case(c=300, s=7, layout="channels_last", bad=41),
     case(c=515, s=3, layout="channels_last"),
     case(c=1, s=61),
+    case(c=3, s=36, n=2, map=1),
+    case(c=3, s=1045, n=2, dtype="float64", label="float32", offset=1, target_offset=3),
     case(c=3, s=61, layout="channels_last"),
     case(c=4, s=64, target_offset=1),
     case(c=4, s=64, offset=1),
