@@ -27,7 +27,7 @@ struct CoarsePlan {
   SEGOPS_HOST_DEVICE int warps() const { return rows / kBand; }
 
   explicit CoarsePlan(const DiceBceLossCoarseStatistics& p) {
-    const int64_t channels = p.loss.in.channels, element = element_of(p.loss.in.logits_dtype);
+    const int64_t channels = p.loss.in.channels, element = bytes_of(p.loss.in.logits_dtype);
     across = static_cast<int>((p.horizontal.out + kTileColumns - 1) / kTileColumns);
     for (rows = device::kWarp;; rows /= 2) {
       down = static_cast<int>((p.vertical.out + rows - 1) / rows);
@@ -55,15 +55,10 @@ __global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
   const int lane = lane_of_warp(), warp = static_cast<int>(threadIdx.x) / device::kWarp, warps = plan.warps();
   const int height = static_cast<int>(p.vertical.out), width = static_cast<int>(p.horizontal.out);
   const int last_row = static_cast<int>(p.vertical.in) - 1, last_column = static_cast<int>(p.horizontal.in) - 1;
-  unsigned index = blockIdx.x;
-  const auto next_of = [&](int count) {
-    const unsigned quotient = index / static_cast<unsigned>(count), rest = index - quotient * static_cast<unsigned>(count);
-    index = quotient;
-    return static_cast<int>(rest);
-  };
-  const int tile_across = next_of(plan.across), tile_down = next_of(plan.down);
-  const int first_channel = next_of(plan.slabs) * plan.slab;
-  const int64_t image = index, tile = static_cast<int64_t>(tile_down) * plan.across + tile_across;
+  BlockIndex index;
+  const int tile_across = index.next(plan.across), tile_down = index.next(plan.down);
+  const int first_channel = index.next(plan.slabs) * plan.slab;
+  const int64_t image = index.rest, tile = static_cast<int64_t>(tile_down) * plan.across + tile_across;
   const int left = tile_across * kTileColumns, top = tile_down * plan.rows;
   const int rows = height - top < plan.rows ? height - top : plan.rows;
   const int columns = width - left < kTileColumns ? width - left : kTileColumns;
@@ -175,12 +170,8 @@ Failure dice_bce_loss_coarse_statistics(const DiceBceLossCoarseStatistics& p, vo
   const dice_bce::CoarsePlan plan(p);
   const dice_ce::Partial partial(scratch, plan.blocks(p.loss.in.batch));
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.loss.in.logits_dtype) {
-    case Dtype::float32: return failure(dice_bce::forward<float>(p, plan, partial, queue));
-    case Dtype::float64: return failure(dice_bce::forward<double>(p, plan, partial, queue));
-    case Dtype::bfloat16: return failure(dice_bce::forward<__nv_bfloat16>(p, plan, partial, queue));
-    default: return failure(dice_bce::forward<__half>(p, plan, partial, queue));
-  }
+  return failure(
+      as_float(p.loss.in.logits_dtype, [&]<class T>(T) { return dice_bce::forward<T>(p, plan, partial, queue); }));
 }
 
 }  // namespace segops::cuda

@@ -44,14 +44,14 @@ struct GatherPlan {
   // Whether a block's fine pixels are one piece, and fit.
   bool cut(const DiceBceLossCoarseBackward& p) {
     const int64_t height = most_fine(p.vertical, rows), width = most_fine(p.horizontal, columns);
-    const int64_t element = element_of(p.loss.in.logits_dtype);
+    const int64_t element = bytes_of(p.loss.in.logits_dtype), a = accumulator_bytes(p.loss.in.logits_dtype);
     piece_rows = static_cast<int>(height < kMostPieceRows ? height : kMostPieceRows);
     piece_columns = static_cast<int>(width < kMostPieceColumns ? width : kMostPieceColumns);
     down = static_cast<int>((p.vertical.in + rows - 1) / rows);
     across = static_cast<int>((p.horizontal.in + columns - 1) / columns);
     Parts parts;
-    gather.take(parts, element == 8 ? 8 : 4, rows, columns, piece_rows, piece_columns, slab, slab);
-    constants = parts.take((3 * slab + 1) * (element == 8 ? 8 : 4));
+    gather.take(parts, a, rows, columns, piece_rows, piece_columns, slab, slab);
+    constants = parts.take((3 * slab + 1) * a);
     window = parts.take(slab * pitch_of((rows + 2) * (columns + 2), element) * element);
     bytes = parts.bytes;
     return bytes <= kMostShared && height <= kMostPieceRows && width <= kMostPieceColumns;
@@ -64,15 +64,10 @@ __global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
   using A = AccumulatorOf<T>;
   const DiceBceLossInputs& in = p.loss.in;
   const LinearAxis &vertical = p.vertical, &horizontal = p.horizontal;
-  unsigned index = blockIdx.x;
-  const auto next_of = [&](int count) {
-    const unsigned quotient = index / static_cast<unsigned>(count), rest = index - quotient * static_cast<unsigned>(count);
-    index = quotient;
-    return static_cast<int>(rest);
-  };
-  const int left = next_of(plan.across) * plan.columns, top = next_of(plan.down) * plan.rows;
-  const int first_channel = next_of(plan.slabs) * plan.slab;
-  const int64_t image = index;
+  BlockIndex index;
+  const int left = index.next(plan.across) * plan.columns, top = index.next(plan.down) * plan.rows;
+  const int first_channel = index.next(plan.slabs) * plan.slab;
+  const int64_t image = index.rest;
   const int rest = static_cast<int>(in.channels) - first_channel, channels = rest < plan.slab ? rest : plan.slab;
   const CellBlock block(vertical, horizontal, top, left, plan.rows, plan.columns);
 
@@ -139,12 +134,7 @@ namespace segops::cuda {
 
 Failure dice_bce_loss_coarse_backward(const DiceBceLossCoarseBackward& p, void* stream) {
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.loss.in.logits_dtype) {
-    case Dtype::float32: return failure(dice_bce::backward<float>(p, queue));
-    case Dtype::float64: return failure(dice_bce::backward<double>(p, queue));
-    case Dtype::bfloat16: return failure(dice_bce::backward<__nv_bfloat16>(p, queue));
-    default: return failure(dice_bce::backward<__half>(p, queue));
-  }
+  return failure(as_float(p.loss.in.logits_dtype, [&]<class T>(T) { return dice_bce::backward<T>(p, queue); }));
 }
 
 }  // namespace segops::cuda

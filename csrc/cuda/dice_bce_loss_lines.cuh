@@ -45,8 +45,8 @@ struct Cut {
 
   // result: what is written, of elements of so many bytes; null data for nothing.
   Cut(const DiceBceLossInputs& in, const Elements& result, int64_t result_bytes) {
-    const int64_t c = in.channels, bytes = in.logits_dtype == Dtype::float64 ? 8 : in.logits_dtype == Dtype::float32 ? 4 : 2;
-    const int64_t of_label = label_bytes(in.target_dtype), of_weight = bytes == 8 ? 8 : 4;
+    const int64_t c = in.channels, bytes = bytes_of(in.logits_dtype);
+    const int64_t of_label = bytes_of(in.target_dtype), of_weight = accumulator_bytes(in.logits_dtype);
     const auto every = [&](const auto& good, bool with_weight = true) {
       return good(in.logits, bytes) && good(in.target, of_label) && good(result, result_bytes) &&
              (!with_weight || good(in.pixel_weight, of_weight));
@@ -252,8 +252,7 @@ struct Rows {
 template <int V, bool kRows, int U, class A, class Note>
 __device__ __forceinline__ void load_labels(const DiceBceLossInputs& in, const Share<V, kRows>& share, const Rows<U>& rows,
                                             A (&label)[U][V], const Note& note) {
-  with_label_type<kNarrow<V>>(in.target_dtype, [&](const auto* type) {
-    using L = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+  as_label<kNarrow<V>>(in.target_dtype, [&]<class L>(L) {
     L raw[U][V];
     rows.load(share.template first_of<L>(in.target), share.stride(in.target), raw);
 #pragma unroll
