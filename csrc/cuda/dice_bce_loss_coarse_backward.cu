@@ -28,7 +28,8 @@ struct GatherPlan {
     slabs = static_cast<int>((channels + slab - 1) / slab);
     rows = 8;
     // A thread for each fine column and channel, at least.
-    for (columns = 128; columns > 16 && slab * most_fine(p.horizontal, columns / 2) >= 2 * kCoarseThreads;) columns /= 2;
+    for (columns = 128; columns > 16 && slab * most_fine(p.coarse.horizontal, columns / 2) >= 2 * kCoarseThreads;)
+      columns /= 2;
     for (;;) {
       const bool fits = cut(p), enough = blocks(batch) >= kEnough;
       if (fits && (enough || (rows <= 4 && columns <= 16))) return;
@@ -43,12 +44,12 @@ struct GatherPlan {
  private:
   // Whether a block's fine pixels are one piece, and fit.
   bool cut(const DiceBceLossCoarseBackward& p) {
-    const int64_t height = most_fine(p.vertical, rows), width = most_fine(p.horizontal, columns);
+    const int64_t height = most_fine(p.coarse.vertical, rows), width = most_fine(p.coarse.horizontal, columns);
     const int64_t element = bytes_of(p.loss.in.logits_dtype), a = accumulator_bytes(p.loss.in.logits_dtype);
     piece_rows = static_cast<int>(height < kMostPieceRows ? height : kMostPieceRows);
     piece_columns = static_cast<int>(width < kMostPieceColumns ? width : kMostPieceColumns);
-    down = static_cast<int>((p.vertical.in + rows - 1) / rows);
-    across = static_cast<int>((p.horizontal.in + columns - 1) / columns);
+    down = static_cast<int>((p.coarse.vertical.in + rows - 1) / rows);
+    across = static_cast<int>((p.coarse.horizontal.in + columns - 1) / columns);
     Parts parts;
     gather.take(parts, a, rows, columns, piece_rows, piece_columns, slab, slab);
     constants = parts.take((3 * slab + 1) * a);
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
     dice_bce_loss_coarse_backward_kernel(DiceBceLossCoarseBackward p, GatherPlan plan) {
   using A = AccumulatorOf<T>;
   const DiceBceLossInputs& in = p.loss.in;
-  const LinearAxis &vertical = p.vertical, &horizontal = p.horizontal;
+  const LinearAxis &vertical = p.coarse.vertical, &horizontal = p.coarse.horizontal;
   BlockIndex index;
   const int left = index.next(plan.across) * plan.columns, top = index.next(plan.down) * plan.rows;
   const int first_channel = index.next(plan.slabs) * plan.slab;
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
   const CellBlock block(vertical, horizontal, top, left, plan.rows, plan.columns);
 
   DYNAMIC_SHARED(unsigned char, shared);
-  const CoarseWindow<T, true> window(p.logits, image, first_channel, channels, block.cells(),
+  const CoarseWindow<T, true> window(p.coarse.planes, image, first_channel, channels, block.cells(),
                                      reinterpret_cast<T*>(shared + plan.window));
   Gather<T, true> gather(block, window, vertical, horizontal, shared, plan.gather);
   gather.begin(channels);

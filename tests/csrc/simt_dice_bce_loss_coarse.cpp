@@ -125,7 +125,7 @@ class Run {
     const int64_t sums = c_.n * 3 * c_.c, count = static_cast<int64_t>(elements_.size());
     const Buffer overlap("overlap", sums * 8, true), bce("bce", 16, true), bad("bad_labels", sizeof(BadData), true);
     const Image map("bce_map", fine_, c_.n, c_.c, c_.H, c_.W, Layout{}, true), expected_map(map, "expected");
-    DiceBceLossCoarseStatistics p{{}, logits_.const_planes(), vertical_, horizontal_};
+    DiceBceLossCoarseStatistics p{{}, {logits_.const_planes(), vertical_, horizontal_}};
     p.loss.in = in_;
     p.loss.overlap = c_.overlap ? overlap.as<double>() : nullptr;
     p.loss.bce = bce.as<double>();
@@ -171,7 +171,7 @@ class Run {
     const double scale = static_cast<double>(c_.h * c_.w) / static_cast<double>(pixels_);
     for (int64_t i = 0; i < c_.n * 3 * c_.c; ++i) grad_overlap.as<double>()[i] = draw(-1, 1) * scale;
     grad_bce.as<double>()[0] = 0.7 * scale;
-    DiceBceLossCoarseBackward p{{}, logits_.const_planes(), vertical_, horizontal_, grad.planes()};
+    DiceBceLossCoarseBackward p{{}, {logits_.const_planes(), vertical_, horizontal_}, grad.planes()};
     p.loss.in = in_;
     p.loss.grad_overlap = c_.overlap ? grad_overlap.as<double>() : nullptr;
     p.loss.grad_bce = c_.bce ? grad_bce.as<double>() : nullptr;
