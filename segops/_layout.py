@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 
 def check_dense(op: str, name: str, x: Any) -> None:
@@ -38,3 +39,9 @@ def empty_like_pixels(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         channels_last = x.movedim(1, -1)
         return torch.empty_like(channels_last, dtype=dtype, memory_format=torch.contiguous_format).movedim(-1, 1)
     return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def empty_image(like: Tensor, channels: Any, height: Any, width: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A new tensor [N, channels, height, width], dense, in the memory format of `like` [N, C, h, w]."""
+    shape, layout = (like.shape[0], channels, height, width), suggest_memory_format(like)
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=layout)

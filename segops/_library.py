@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from segops import triton as _triton
 
@@ -131,3 +133,9 @@ def no_double_backward(op: str) -> Callable[..., Any]:
         raise RuntimeError(f"segops.{op}: double backward is not implemented (create_graph=True)")
 
     return backward
+
+
+def refuse_forward_mode(op: str, x: Tensor) -> None:
+    """Kernels have no forward derivative, and would drop the tangent of `x` without a word."""
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(f"segops.{op}: forward-mode AD (jvp) is not supported")

@@ -26,6 +26,15 @@ UNITS = {
 }
 
 
+#: Integers of as many bytes.
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits(x: Tensor) -> Tensor:
+    """The elements as integers: every NaN, and both zeros, are themselves."""
+    return x.contiguous().view(BITS[x.element_size()])
+
+
 def assert_near(
     actual: Tensor, truth: Tensor, own: Tensor, own_accumulated: Tensor | None = None, *, scale: float = 0.0, what: str
 ) -> None:

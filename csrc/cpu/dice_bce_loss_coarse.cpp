@@ -50,7 +50,7 @@ bool load_tile(Block<T>& b, const DiceBceLossInputs& in, const TileRows& tile, B
 template <class T, class In>
 Status run_statistics(const DiceBceLossCoarseStatistics& params, const Parallel& parallel) {
   const DiceBceLossInputs& in = params.loss.in;
-  const LinearAxis &vertical = params.vertical, &horizontal = params.horizontal;
+  const LinearAxis &vertical = params.coarse.vertical, &horizontal = params.coarse.horizontal;
   const Plan<T> plan(in, vertical, horizontal);
   const Terms<T> terms(in);
 
@@ -64,7 +64,7 @@ Status run_statistics(const DiceBceLossCoarseStatistics& params, const Parallel&
   for_each_item(parallel, plan.items, is_small(in), [&](int64_t item, int32_t worker) {
     char* const memory = scratch.data + worker * bytes;
     Block<T> b(memory, plan.pixels());
-    Interpolation<T, In> logits(params.logits, 1, columns, plan.width, memory + block_bytes);
+    Interpolation<T, In> logits(params.coarse.planes, 1, columns, plan.width, memory + block_bytes);
     const int64_t plane = item / plan.bands, n = plane / in.channels, c = plane % in.channels;
     const int64_t first = item % plan.bands * plan.rows;
     const int64_t begin = first_output(vertical, first), end = first_output(vertical, first + plan.rows);
@@ -115,7 +115,7 @@ void add_gradient(const Block<T>& block, const Between<T>& x, const Terms<T>& te
 template <class T, class In>
 Status run_backward(const DiceBceLossCoarseBackward& params, const Parallel& parallel) {
   const DiceBceLossInputs& in = params.loss.in;
-  const LinearAxis &vertical = params.vertical, &horizontal = params.horizontal;
+  const LinearAxis &vertical = params.coarse.vertical, &horizontal = params.coarse.horizontal;
   const Plan<T> plan(in, vertical, horizontal);
   const Terms<T> terms(in);
   const T grad_bce = static_cast<T>(params.loss.grad_bce ? params.loss.grad_bce[0] : 0.);
@@ -133,11 +133,11 @@ Status run_backward(const DiceBceLossCoarseBackward& params, const Parallel& par
   for_each_item(parallel, plan.items, is_small(in), [&](int64_t item, int32_t worker) {
     char* const memory = scratch.data + worker * bytes;
     Block<T> b(memory, plan.pixels());
-    Interpolation<T, In> logits(params.logits, 1, columns, plan.width, memory + block_bytes);
+    Interpolation<T, In> logits(params.coarse.planes, 1, columns, plan.width, memory + block_bytes);
     const int64_t plane = item / plan.bands, n = plane / in.channels, c = plane % in.channels;
     const int64_t first = item % plan.bands * plan.rows;
     const int64_t last = first + plan.rows < vertical.in ? first + plan.rows : vertical.in;
-    Band<T> band(columns, plan.width, 1, params.logits, first, last, memory + block_bytes + interpolation_bytes);
+    Band<T> band(columns, plan.width, 1, params.coarse.planes, first, last, memory + block_bytes + interpolation_bytes);
     const int64_t begin = first_output(vertical, first), end = first_output(vertical, last);
     const OneChannel<T, 1> channel = channel_of<T, 1>(in, n, c, params.loss.grad_overlap);
     for (int64_t s = 0; s < columns.strips(); ++s) {

@@ -6,6 +6,18 @@ namespace segops::cuda {
 
 constexpr int kCoarseThreads = 256;
 
+// The block's index, taken apart: its place among `count` that change fastest, and the rest.
+struct BlockIndex {
+  unsigned rest;
+
+  __device__ __forceinline__ BlockIndex() : rest(blockIdx.x) {}
+  __device__ __forceinline__ int next(int count) {
+    const unsigned index = rest;
+    rest = index / static_cast<unsigned>(count);
+    return static_cast<int>(index - rest * static_cast<unsigned>(count));
+  }
+};
+
 // Neighbouring coarse cells.
 struct Cells {
   int row, column, rows, columns;
@@ -37,8 +49,6 @@ SEGOPS_HOST_DEVICE inline int pitch_of(int64_t cells, int64_t element) {
   const int64_t of_word = element < 4 ? 4 / element : 1;
   return static_cast<int>(((cells + of_word - 1) / of_word | 1) * of_word);
 }
-
-inline int64_t element_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 
 template <bool kStaged>
 struct WindowOffset {

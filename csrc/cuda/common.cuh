@@ -46,6 +46,35 @@ struct Accumulator<double> {
 template <class T>
 using AccumulatorOf = typename Accumulator<T>::type;
 
+inline int64_t accumulator_bytes(Dtype dtype) { return dtype == Dtype::float64 ? 8 : 4; }
+
+// Calls with a number of the floating-point type `dtype`.
+template <class Call>
+auto as_float(Dtype dtype, const Call& call) {
+  switch (dtype) {
+    case Dtype::float32: return call(float{});
+    case Dtype::float64: return call(double{});
+    case Dtype::bfloat16: return call(__nv_bfloat16{});
+    default: return call(__half{});
+  }
+}
+
+// Calls with an unsigned number of the bytes of a floating-point type: of elements that are only moved.
+template <class Call>
+auto as_float_bits(Dtype dtype, const Call& call) {
+  switch (bytes_of(dtype)) {
+    case 2: return call(uint16_t{});
+    case 4: return call(uint32_t{});
+    default: return call(uint64_t{});
+  }
+}
+
+// Of any type.
+template <class Call>
+auto as_bits(Dtype dtype, const Call& call) {
+  return bytes_of(dtype) == 1 ? call(uint8_t{}) : as_float_bits(dtype, call);
+}
+
 template <class A, class T>
 __device__ __forceinline__ A widen(T value) {
   if constexpr (sizeof(A) == 8)

@@ -302,13 +302,8 @@ cudaError_t launch_logits(const ConfusionMatrix& p, const Cut& cut, const Found&
 }
 
 cudaError_t launch_count(const ConfusionMatrix& p, const Cut& cut, const Found& found, cudaStream_t stream) {
-  switch (p.prediction_dtype) {
-    case Dtype::float32: return launch_logits<float>(p, cut, found, stream);
-    case Dtype::float64: return launch_logits<double>(p, cut, found, stream);
-    case Dtype::bfloat16: return launch_logits<__nv_bfloat16>(p, cut, found, stream);
-    case Dtype::float16: return launch_logits<__half>(p, cut, found, stream);
-    default: break;
-  }
+  if (p.of_logits())
+    return as_float(p.prediction_dtype, [&]<class T>(T) { return launch_logits<T>(p, cut, found, stream); });
   const bool shared = p.classes * p.classes <= kMostShared;
   return LAUNCH(confusion_matrix_classes_kernel, static_cast<unsigned>(cut.blocks), kThreads,
                 shared ? static_cast<size_t>(p.classes * p.classes * 4) : 0, stream, p, cut, shared, found);

@@ -102,7 +102,7 @@ cudaError_t forward(const DiceBceLossStatistics& p, const Cut& cut, const Partia
 }
 
 Cut cut_of(const DiceBceLossStatistics& p) {
-  return Cut(p.in, {p.bce_map, p.map_stride_n, p.map_stride_c, p.map_stride_s}, p.in.logits_dtype == Dtype::float64 ? 8 : 4);
+  return Cut(p.in, {p.bce_map, p.map_stride_n, p.map_stride_c, p.map_stride_s}, accumulator_bytes(p.in.logits_dtype));
 }
 
 }  // namespace
@@ -119,12 +119,7 @@ Failure dice_bce_loss_statistics(const DiceBceLossStatistics& p, void* scratch, 
   const dice_bce::Cut cut = dice_bce::cut_of(p);
   const dice_ce::Partial partial(scratch, cut.blocks());
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.in.logits_dtype) {
-    case Dtype::float32: return failure(dice_bce::forward<float>(p, cut, partial, queue));
-    case Dtype::float64: return failure(dice_bce::forward<double>(p, cut, partial, queue));
-    case Dtype::bfloat16: return failure(dice_bce::forward<__nv_bfloat16>(p, cut, partial, queue));
-    default: return failure(dice_bce::forward<__half>(p, cut, partial, queue));
-  }
+  return failure(as_float(p.in.logits_dtype, [&]<class T>(T) { return dice_bce::forward<T>(p, cut, partial, queue); }));
 }
 
 }  // namespace segops::cuda

@@ -70,12 +70,7 @@ namespace segops::cuda {
 
 Failure dice_bce_loss_backward(const DiceBceLossBackward& p, void* stream) {
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.in.logits_dtype) {
-    case Dtype::float32: return failure(dice_bce::backward<float>(p, queue));
-    case Dtype::float64: return failure(dice_bce::backward<double>(p, queue));
-    case Dtype::bfloat16: return failure(dice_bce::backward<__nv_bfloat16>(p, queue));
-    default: return failure(dice_bce::backward<__half>(p, queue));
-  }
+  return failure(as_float(p.in.logits_dtype, [&]<class T>(T) { return dice_bce::backward<T>(p, queue); }));
 }
 
 }  // namespace segops::cuda

@@ -27,13 +27,14 @@ struct CoarsePlan {
   SEGOPS_HOST_DEVICE int warps() const { return rows / kBand; }
 
   explicit CoarsePlan(const DiceBceLossCoarseStatistics& p) {
-    const int64_t channels = p.loss.in.channels, element = element_of(p.loss.in.logits_dtype);
-    across = static_cast<int>((p.horizontal.out + kTileColumns - 1) / kTileColumns);
+    const int64_t channels = p.loss.in.channels, element = bytes_of(p.loss.in.logits_dtype);
+    across = static_cast<int>((p.coarse.horizontal.out + kTileColumns - 1) / kTileColumns);
     for (rows = device::kWarp;; rows /= 2) {
-      down = static_cast<int>((p.vertical.out + rows - 1) / rows);
-      const int64_t cells = pitch_of(most_read(p.vertical, rows) * most_read(p.horizontal, kTileColumns), element) * element;
+      down = static_cast<int>((p.coarse.vertical.out + rows - 1) / rows);
+      const int64_t cells =
+          pitch_of(most_read(p.coarse.vertical, rows) * most_read(p.coarse.horizontal, kTileColumns), element) * element;
       // No axis shrinks, so that one channel fits.
-      for (slab = slab_of(p.logits);; slab /= 2) {
+      for (slab = slab_of(p.coarse.planes);; slab /= 2) {
         Parts parts;
         parts.take(slab * 3 * warps() * 8);
         window = parts.take(slab * cells);
@@ -52,17 +53,13 @@ __global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
   using A = AccumulatorOf<T>;
   const DiceBceLossInputs& in = p.loss.in;
   const int lane = lane_of_warp(), warp = static_cast<int>(threadIdx.x) / device::kWarp, warps = plan.warps();
-  const int height = static_cast<int>(p.vertical.out), width = static_cast<int>(p.horizontal.out);
-  const int last_row = static_cast<int>(p.vertical.in) - 1, last_column = static_cast<int>(p.horizontal.in) - 1;
-  unsigned index = blockIdx.x;
-  const auto next_of = [&](int count) {
-    const unsigned quotient = index / static_cast<unsigned>(count), rest = index - quotient * static_cast<unsigned>(count);
-    index = quotient;
-    return static_cast<int>(rest);
-  };
-  const int tile_across = next_of(plan.across), tile_down = next_of(plan.down);
-  const int first_channel = next_of(plan.slabs) * plan.slab;
-  const int64_t image = index, tile = static_cast<int64_t>(tile_down) * plan.across + tile_across;
+  const int height = static_cast<int>(p.coarse.vertical.out), width = static_cast<int>(p.coarse.horizontal.out);
+  const int last_row = static_cast<int>(p.coarse.vertical.in) - 1,
+            last_column = static_cast<int>(p.coarse.horizontal.in) - 1;
+  BlockIndex index;
+  const int tile_across = index.next(plan.across), tile_down = index.next(plan.down);
+  const int first_channel = index.next(plan.slabs) * plan.slab;
+  const int64_t image = index.rest, tile = static_cast<int64_t>(tile_down) * plan.across + tile_across;
   const int left = tile_across * kTileColumns, top = tile_down * plan.rows;
   const int rows = height - top < plan.rows ? height - top : plan.rows;
   const int columns = width - left < kTileColumns ? width - left : kTileColumns;
@@ -70,12 +67,12 @@ __global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
 
   DYNAMIC_SHARED(unsigned char, shared);
   double* const sums = reinterpret_cast<double*>(shared);  // [channel][I, P, T][warp]
-  const CoarseWindow<T, true> window(p.logits, image, first_channel, channels,
-                                     Cells::read_by(p.vertical, p.horizontal, top, rows, left, columns),
+  const CoarseWindow<T, true> window(p.coarse.planes, image, first_channel, channels,
+                                     Cells::read_by(p.coarse.vertical, p.coarse.horizontal, top, rows, left, columns),
                                      reinterpret_cast<T*>(shared + plan.window));
 
   // What lies beyond the tile is read like its last pixel, and does not count. A lane works out a row of the tile.
-  const LinearTap own = linear_tap(p.vertical, top + (lane < rows ? lane : rows - 1));
+  const LinearTap own = linear_tap(p.coarse.vertical, top + (lane < rows ? lane : rows - 1));
   int low[kBand];
   A down[kBand];
 #pragma unroll
@@ -86,7 +83,7 @@ __global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
   SHARED_ARRAY(int, column_low, kTileColumns);
   SHARED_ARRAY(A, column_weight, kTileColumns);
   for (int x = static_cast<int>(threadIdx.x); x < kTileColumns; x += warps * device::kWarp) {
-    const LinearTap tap = linear_tap(p.horizontal, left + (x < columns ? x : columns - 1));
+    const LinearTap tap = linear_tap(p.coarse.horizontal, left + (x < columns ? x : columns - 1));
     column_low[x] = static_cast<int>(tap.low);
     column_weight[x] = static_cast<A>(tap.weight);
   }
@@ -174,12 +171,8 @@ Failure dice_bce_loss_coarse_statistics(const DiceBceLossCoarseStatistics& p, vo
   const dice_bce::CoarsePlan plan(p);
   const dice_ce::Partial partial(scratch, plan.blocks(p.loss.in.batch));
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.loss.in.logits_dtype) {
-    case Dtype::float32: return failure(dice_bce::forward<float>(p, plan, partial, queue));
-    case Dtype::float64: return failure(dice_bce::forward<double>(p, plan, partial, queue));
-    case Dtype::bfloat16: return failure(dice_bce::forward<__nv_bfloat16>(p, plan, partial, queue));
-    default: return failure(dice_bce::forward<__half>(p, plan, partial, queue));
-  }
+  return failure(
+      as_float(p.loss.in.logits_dtype, [&]<class T>(T) { return dice_bce::forward<T>(p, plan, partial, queue); }));
 }
 
 }  // namespace segops::cuda

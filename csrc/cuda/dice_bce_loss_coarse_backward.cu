@@ -23,15 +23,15 @@ struct GatherPlan {
   int64_t blocks(int64_t batch) const { return batch * slabs * down * across; }
 
   explicit GatherPlan(const DiceBceLossCoarseBackward& p) {
-    slab = slab_of(p.logits);
+    slab = slab_of(p.coarse.planes);
     slabs = static_cast<int>((p.loss.in.channels + slab - 1) / slab);
-    label_bytes = static_cast<int>(dice_bce::label_bytes(p.loss.in.target_dtype));
+    label_bytes = static_cast<int>(bytes_of(p.loss.in.target_dtype));
     rows = 16;
     columns = 128;
     for (;;) {
       const bool fits = cut(p), enough = blocks(p.loss.in.batch) >= kEnough;
       // Narrower, threads would be idle, or the sectors at its sides much beside the block.
-      const bool narrow = columns <= 32 || slab * most_fine(p.horizontal, columns / 2) < kCoarseThreads;
+      const bool narrow = columns <= 32 || slab * most_fine(p.coarse.horizontal, columns / 2) < kCoarseThreads;
       if (fits && (enough || (narrow && rows <= 4))) return;
       if (rows == 1 && columns == 1) return;
       if (rows <= (fits ? 4 : 1) || (columns > 8 * rows && !(fits && narrow)))
@@ -44,18 +44,18 @@ struct GatherPlan {
  private:
   // Whether a block's fine pixels are one piece, and fit.
   bool cut(const DiceBceLossCoarseBackward& p) {
-    const int64_t height = most_fine(p.vertical, rows), width = most_fine(p.horizontal, columns);
-    const int64_t element = element_of(p.loss.in.logits_dtype);
+    const int64_t height = most_fine(p.coarse.vertical, rows), width = most_fine(p.coarse.horizontal, columns);
+    const int64_t element = bytes_of(p.loss.in.logits_dtype), a = accumulator_bytes(p.loss.in.logits_dtype);
     piece_rows = static_cast<int>(height < kMostPieceRows ? height : kMostPieceRows);
     piece_columns = static_cast<int>(width < kMostPieceColumns ? width : kMostPieceColumns);
-    down = static_cast<int>((p.vertical.in + rows - 1) / rows);
-    across = static_cast<int>((p.horizontal.in + columns - 1) / columns);
+    down = static_cast<int>((p.coarse.vertical.in + rows - 1) / rows);
+    across = static_cast<int>((p.coarse.horizontal.in + columns - 1) / columns);
     // Two fine columns for each thread, at least.
     const int enough = 2 * kCoarseThreads / piece_columns;
     group = enough < 1 ? 1 : enough < slab ? enough : slab;
     Parts parts;
-    gather.take(parts, element == 8 ? 8 : 4, rows, columns, piece_rows, piece_columns, group, slab);
-    constants = parts.take((3 * slab + 1) * (element == 8 ? 8 : 4));
+    gather.take(parts, a, rows, columns, piece_rows, piece_columns, group, slab);
+    constants = parts.take((3 * slab + 1) * a);
     window = parts.take(slab * pitch_of((rows + 2) * (columns + 2), element) * element);
     bytes = parts.bytes;
     return bytes <= kMostShared && height <= kMostPieceRows && width <= kMostPieceColumns;
@@ -67,21 +67,16 @@ __global__ void __launch_bounds__(kCoarseThreads, sizeof(T) == 8 ? 1 : 2)
     dice_bce_loss_coarse_backward_kernel(DiceBceLossCoarseBackward p, GatherPlan plan) {
   using A = AccumulatorOf<T>;
   const DiceBceLossInputs& in = p.loss.in;
-  const LinearAxis &vertical = p.vertical, &horizontal = p.horizontal;
-  unsigned index = blockIdx.x;
-  const auto next_of = [&](int count) {
-    const unsigned quotient = index / static_cast<unsigned>(count), rest = index - quotient * static_cast<unsigned>(count);
-    index = quotient;
-    return static_cast<int>(rest);
-  };
-  const int left = next_of(plan.across) * plan.columns, top = next_of(plan.down) * plan.rows;
-  const int first_channel = next_of(plan.slabs) * plan.slab;
-  const int64_t image = index;
+  const LinearAxis &vertical = p.coarse.vertical, &horizontal = p.coarse.horizontal;
+  BlockIndex index;
+  const int left = index.next(plan.across) * plan.columns, top = index.next(plan.down) * plan.rows;
+  const int first_channel = index.next(plan.slabs) * plan.slab;
+  const int64_t image = index.rest;
   const int rest = static_cast<int>(in.channels) - first_channel, channels = rest < plan.slab ? rest : plan.slab;
   const CellBlock block(vertical, horizontal, top, left, plan.rows, plan.columns);
 
   DYNAMIC_SHARED(unsigned char, shared);
-  const CoarseWindow<T, true> window(p.logits, image, first_channel, channels, block.cells(),
+  const CoarseWindow<T, true> window(p.coarse.planes, image, first_channel, channels, block.cells(),
                                      reinterpret_cast<T*>(shared + plan.window));
   Gather<T, true> gather(block, window, vertical, horizontal, shared, plan.gather);
   gather.begin(channels);
@@ -153,12 +148,7 @@ namespace segops::cuda {
 
 Failure dice_bce_loss_coarse_backward(const DiceBceLossCoarseBackward& p, void* stream) {
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.loss.in.logits_dtype) {
-    case Dtype::float32: return failure(dice_bce::backward<float>(p, queue));
-    case Dtype::float64: return failure(dice_bce::backward<double>(p, queue));
-    case Dtype::bfloat16: return failure(dice_bce::backward<__nv_bfloat16>(p, queue));
-    default: return failure(dice_bce::backward<__half>(p, queue));
-  }
+  return failure(as_float(p.loss.in.logits_dtype, [&]<class T>(T) { return dice_bce::backward<T>(p, queue); }));
 }
 
 }  // namespace segops::cuda

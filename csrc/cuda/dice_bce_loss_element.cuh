@@ -121,21 +121,17 @@ __device__ __forceinline__ bool counts(A label) {
   return label == label;
 }
 
-inline int64_t label_bytes(Dtype dtype) {
-  return dtype == Dtype::uint8 ? 1 : dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
-}
-
-// Calls with a null pointer to the type of the labels, which is of 16 bits at most if kNarrow.
+// Calls with a label of the type of the labels, which is of 16 bits at most if kNarrow.
 template <bool kNarrow = false, class Call>
-__device__ __forceinline__ void with_label_type(Dtype dtype, const Call& call) {
+__device__ __forceinline__ void as_label(Dtype dtype, const Call& call) {
   if constexpr (!kNarrow) {
-    if (dtype == Dtype::float32) return call(static_cast<const float*>(nullptr));
-    if (dtype == Dtype::float64) return call(static_cast<const double*>(nullptr));
+    if (dtype == Dtype::float32) return call(float{});
+    if (dtype == Dtype::float64) return call(double{});
   }
   switch (dtype) {
-    case Dtype::uint8: return call(static_cast<const uint8_t*>(nullptr));
-    case Dtype::bfloat16: return call(static_cast<const __nv_bfloat16*>(nullptr));
-    default: return call(static_cast<const __half*>(nullptr));
+    case Dtype::uint8: return call(uint8_t{});
+    case Dtype::bfloat16: return call(__nv_bfloat16{});
+    default: return call(__half{});
   }
 }
 

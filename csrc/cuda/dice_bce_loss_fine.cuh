@@ -1,7 +1,5 @@
 // What the kernels of dice_bce_loss for coarse logits share: labels and weights of fine pixels.
 #pragma once
-#include <type_traits>
-
 #include "dice_bce_loss_element.cuh"
 
 namespace segops::cuda::dice_bce {
@@ -29,8 +27,7 @@ struct FinePixels {
       if (in.pixel_weight.data && inside(i))
         weight[i] = device::load(static_cast<const A*>(in.pixel_weight.data) + weights + at(i));
     }
-    with_label_type(in.target_dtype, [&](const auto* type) {
-      using L = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+    as_label(in.target_dtype, [&]<class L>(L) {
       const L* const labels =
           static_cast<const L*>(in.target.data) + image * in.target.stride_n + channel * in.target.stride_c;
       L raw[V];

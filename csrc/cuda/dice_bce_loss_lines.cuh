@@ -48,8 +48,8 @@ struct Cut {
 
   // result: what is written, of elements of so many bytes; null data for nothing.
   Cut(const DiceBceLossInputs& in, const Elements& result, int64_t result_bytes) {
-    const int64_t c = in.channels, bytes = in.logits_dtype == Dtype::float64 ? 8 : in.logits_dtype == Dtype::float32 ? 4 : 2;
-    const int64_t of_label = label_bytes(in.target_dtype), of_weight = bytes == 8 ? 8 : 4;
+    const int64_t c = in.channels, bytes = bytes_of(in.logits_dtype);
+    const int64_t of_label = bytes_of(in.target_dtype), of_weight = accumulator_bytes(in.logits_dtype);
     const auto every = [&](const auto& good, bool with_weight = true) {
       return good(in.logits, bytes) && good(in.target, of_label) && good(result, result_bytes) &&
              (!with_weight || good(in.pixel_weight, of_weight));

@@ -40,9 +40,7 @@ struct Pass {
       SYNC_THREADS();  // the pass before has been read
       run_of<T>(in.logits, 0).fetch();
       if (has_weights()) run_of<A>(in.pixel_weight, kWeights).fetch();
-      with_label_type(in.target_dtype, [&](const auto* type) {
-        run_of<std::remove_const_t<std::remove_pointer_t<decltype(type)>>>(in.target, kLabels).fetch();
-      });
+      as_label(in.target_dtype, [&]<class L>(L) { run_of<L>(in.target, kLabels).fetch(); });
       device::cp_async_commit();
       device::cp_async_wait<0>();
       SYNC_THREADS();
@@ -54,8 +52,7 @@ struct Pass {
   // note(u, v, value) is told of bad labels. Beyond the rows nothing counts.
   template <class Note>
   __device__ __forceinline__ void load_labels(A (&label)[U][V], const Note& note) const {
-    with_label_type<kNarrow<V>>(in.target_dtype, [&](const auto* type) {
-      using L = std::remove_const_t<std::remove_pointer_t<decltype(type)>>;
+    as_label<kNarrow<V>>(in.target_dtype, [&]<class L>(L) {
       L raw[U][V];
       load(in.target, kLabels, raw);
 #pragma unroll

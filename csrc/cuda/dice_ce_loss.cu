@@ -249,12 +249,7 @@ int64_t dice_ce_loss_scratch_bytes(const DiceCeLossInputs& in) {
 Failure dice_ce_loss_statistics(const DiceCeLossStatistics& p, void* scratch, void* stream) {
   const dice_ce::Partial partial(scratch, p.in.batch * dice_ce::Plan(p.in).chunks);
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.in.logits_dtype) {
-    case Dtype::float32: return failure(dice_ce::forward<float>(p, partial, queue));
-    case Dtype::float64: return failure(dice_ce::forward<double>(p, partial, queue));
-    case Dtype::bfloat16: return failure(dice_ce::forward<__nv_bfloat16>(p, partial, queue));
-    default: return failure(dice_ce::forward<__half>(p, partial, queue));
-  }
+  return failure(as_float(p.in.logits_dtype, [&]<class T>(T) { return dice_ce::forward<T>(p, partial, queue); }));
 }
 
 }  // namespace segops::cuda

@@ -267,12 +267,7 @@ namespace segops::cuda {
 
 Failure dice_ce_loss_backward(const DiceCeLossBackward& p, void* stream) {
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.in.logits_dtype) {
-    case Dtype::float32: return failure(dice_ce::backward<float>(p, queue));
-    case Dtype::float64: return failure(dice_ce::backward<double>(p, queue));
-    case Dtype::bfloat16: return failure(dice_ce::backward<__nv_bfloat16>(p, queue));
-    default: return failure(dice_ce::backward<__half>(p, queue));
-  }
+  return failure(as_float(p.in.logits_dtype, [&]<class T>(T) { return dice_ce::backward<T>(p, queue); }));
 }
 
 }  // namespace segops::cuda

@@ -26,7 +26,7 @@ struct CoarsePlan {
 
   CoarsePlan(const DiceCeLossCoarseStatistics& p) {
     const int64_t classes = p.loss.in.classes, height = p.coarse.vertical.out, width = p.coarse.horizontal.out;
-    const int64_t element = element_of(p.loss.in.logits_dtype);
+    const int64_t element = bytes_of(p.loss.in.logits_dtype);
     const auto cut = [&](int r, int c) {
       rows = r;
       columns = c;
@@ -276,12 +276,7 @@ Failure dice_ce_loss_coarse_statistics(const DiceCeLossCoarseStatistics& p, void
   const dice_ce::CoarsePlan plan(p);
   const dice_ce::Partial partial(scratch, p.loss.in.batch * plan.tiles());
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.loss.in.logits_dtype) {
-    case Dtype::float32: return failure(dice_ce::forward<float>(p, plan, partial, queue));
-    case Dtype::float64: return failure(dice_ce::forward<double>(p, plan, partial, queue));
-    case Dtype::bfloat16: return failure(dice_ce::forward<__nv_bfloat16>(p, plan, partial, queue));
-    default: return failure(dice_ce::forward<__half>(p, plan, partial, queue));
-  }
+  return failure(as_float(p.loss.in.logits_dtype, [&]<class T>(T) { return dice_ce::forward<T>(p, plan, partial, queue); }));
 }
 
 }  // namespace segops::cuda

@@ -59,8 +59,7 @@ struct GatherPlan {
 
   void share_out(const DiceCeLossCoarseBackward& p) {
     const int64_t classes = p.loss.in.classes, pixels = static_cast<int64_t>(piece_rows) * piece_columns;
-    const int64_t a = p.loss.in.logits_dtype == Dtype::float64 ? 8 : 4;
-    const int64_t element = element_of(p.loss.in.logits_dtype);
+    const int64_t a = accumulator_bytes(p.loss.in.logits_dtype), element = bytes_of(p.loss.in.logits_dtype);
     Parts parts;
     tables = parts.take(4 * classes * a);
     most = parts.take(pixels * a);
@@ -137,15 +136,10 @@ __global__ void __launch_bounds__(kCoarseThreads, 1)
   const DiceCeLossInputs& in = p.loss.in;
   const LinearAxis &vertical = p.coarse.vertical, &horizontal = p.coarse.horizontal;
   const int thread = static_cast<int>(threadIdx.x);
-  unsigned index = blockIdx.x;
-  const auto next_of = [&](int count) {
-    const unsigned quotient = index / static_cast<unsigned>(count), rest = index - quotient * static_cast<unsigned>(count);
-    index = quotient;
-    return static_cast<int>(rest);
-  };
-  const int left = next_of(plan.across) * plan.columns, top = next_of(plan.down) * plan.rows;
-  const int first_class = next_of(plan.slabs) * plan.slab;
-  const int64_t image = index;
+  BlockIndex index;
+  const int left = index.next(plan.across) * plan.columns, top = index.next(plan.down) * plan.rows;
+  const int first_class = index.next(plan.slabs) * plan.slab;
+  const int64_t image = index.rest;
   const CellBlock block(vertical, horizontal, top, left, plan.rows, plan.columns);
   const int classes =
       static_cast<int>(in.classes) - first_class < plan.slab ? static_cast<int>(in.classes) - first_class : plan.slab;
@@ -223,12 +217,7 @@ namespace segops::cuda {
 
 Failure dice_ce_loss_coarse_backward(const DiceCeLossCoarseBackward& p, void* stream) {
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.loss.in.logits_dtype) {
-    case Dtype::float32: return failure(dice_ce::backward<float>(p, queue));
-    case Dtype::float64: return failure(dice_ce::backward<double>(p, queue));
-    case Dtype::bfloat16: return failure(dice_ce::backward<__nv_bfloat16>(p, queue));
-    default: return failure(dice_ce::backward<__half>(p, queue));
-  }
+  return failure(as_float(p.loss.in.logits_dtype, [&]<class T>(T) { return dice_ce::backward<T>(p, queue); }));
 }
 
 }  // namespace segops::cuda

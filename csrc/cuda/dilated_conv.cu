@@ -95,10 +95,7 @@ cudaError_t direct(const Convolution& p, cudaStream_t stream) {
   return launch_direct<T, 1>(p, stream);
 }
 
-// Tiles of the product are as wide as 64 channels: with very few in a group they would be empty.
-bool has_many_channels(const Convolution& p) {
-  return p.dtype != Dtype::float64 && static_cast<int64_t>(p.source_channels) * p.destination_channels >= 16;
-}
+bool has_many_channels(const Convolution& p) { return fills_tiles(p.dtype, p.source_channels, p.destination_channels); }
 
 }  // namespace
 
@@ -107,12 +104,7 @@ int64_t convolve_scratch_bytes(const Convolution& p) { return has_many_channels(
 cudaError_t convolve(const Convolution& p, void* scratch, cudaStream_t stream) {
   if (is_empty(p.destination)) return cudaSuccess;
   if (has_many_channels(p)) return gemm(p, scratch, stream);
-  switch (p.dtype) {
-    case Dtype::float32: return direct<float>(p, stream);
-    case Dtype::float64: return direct<double>(p, stream);
-    case Dtype::bfloat16: return direct<__nv_bfloat16>(p, stream);
-    default: return direct<__half>(p, stream);
-  }
+  return as_float(p.dtype, [&]<class T>(T) { return direct<T>(p, stream); });
 }
 
 namespace {

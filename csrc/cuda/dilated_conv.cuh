@@ -43,6 +43,11 @@ inline bool conv_axes_fit(const ConvWindow& w, int64_t height, int64_t width) {
          fits(w.kernel_w, w.stride_w, w.padding_w, w.dilation_w, width) && w.kernel_h * w.kernel_w <= INT32_MAX;
 }
 
+// Whether channels of a group are enough for tiles of a product, which are as wide as 64 of them.
+inline bool fills_tiles(Dtype dtype, int64_t source_channels, int64_t destination_channels) {
+  return dtype != Dtype::float64 && source_channels * destination_channels >= 16;
+}
+
 // Without an epilogue.
 inline Convolution convolution(Dtype dtype, const ConstPlanes& source, const void* weight, const Planes& destination,
                                const ConvWindow& w, int64_t groups, bool transposed, bool fast) {

@@ -436,7 +436,7 @@ cudaError_t launch(Convolution p, void* scratch, cudaStream_t stream) {
 }  // namespace
 
 int64_t gemm_scratch_bytes(const Convolution& p) {
-  const int element = p.dtype == Dtype::float32 ? 4 : 2;
+  const int element = static_cast<int>(bytes_of(p.dtype));
   const Gemm g = gemm_of(p, nullptr, element);
   return static_cast<int64_t>(p.groups) * g.out_padded * p.taps() * g.channels_padded * element;
 }

@@ -227,9 +227,8 @@ __global__ void __launch_bounds__(kSumThreads, 1)
         narrow<T>(sums[threadIdx.x]);
 }
 
-// As in dilated_conv.cu.
 bool has_many_channels(const DilatedConvGradWeight& p) {
-  return p.dtype != Dtype::float64 && p.input.channels / p.groups * (p.grad_output.channels / p.groups) >= 16;
+  return fills_tiles(p.dtype, p.input.channels / p.groups, p.grad_output.channels / p.groups);
 }
 
 template <class T>
@@ -248,7 +247,7 @@ cudaError_t direct(const DilatedConvGradWeight& p, cudaStream_t stream) {
 }
 
 Cut cut_of(const DilatedConvGradWeight& p, void* scratch) {
-  const int element = p.dtype == Dtype::float32 ? 4 : 2, vector = 16 / element, step = 64 / element;
+  const int element = static_cast<int>(bytes_of(p.dtype)), vector = 16 / element, step = 64 / element;
   const auto over = [](int64_t x, int64_t by) { return static_cast<int>((x + by - 1) / by); };
   const int64_t width = p.grad_output.width, height = p.grad_output.height;
   Cut cut{};

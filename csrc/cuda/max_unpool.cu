@@ -45,8 +45,8 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) max_unpool_pairs_kernel(Unpo
     U value[kWindows] = {};
     uint8_t local[kWindows] = {};
     if (row < windows) {
-      load_piece(from, value);
-      load_piece(at, local);
+      load_vector(from, value);
+      load_vector(at, local);
     }
     U top[V], bottom[V];
 #pragma unroll
@@ -88,8 +88,8 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) max_unpool_squares_kernel(Un
     U value[V] = {};
     uint8_t local[V] = {};
     if (is_window) {
-      load_piece(from, value);
-      load_piece(at, local);
+      load_vector(from, value);
+      load_vector(at, local);
     }
 #pragma unroll
     for (int tap = 0; tap < 4; ++tap) {
@@ -130,14 +130,14 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) max_unpool_gather_kernel(Unp
       for (WindowsAt j = columns; j.tap >= 0; j.to_next_tap(horizontal)) {
         if (!j.is_window(horizontal)) continue;
         uint8_t local[V];
-        load_piece(indices + i.window * p.indices.stride_h + j.window * p.indices.stride_w, local);
+        load_vector(indices + i.window * p.indices.stride_h + j.window * p.indices.stride_w, local);
         const int tap = i.tap * horizontal.kernel + j.tap;
         bool any = false;
 #pragma unroll
         for (int v = 0; v < V; ++v) any |= local[v] == tap;
         if (!any) continue;
         T value[V];
-        load_piece(input + i.window * p.input.stride_h + j.window * p.input.stride_w, value);
+        load_vector(input + i.window * p.input.stride_h + j.window * p.input.stride_w, value);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           if (local[v] != tap) continue;
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) max_unpool_check_kernel(Unpo
   BadCount bad;
   for (int r = 0; r < place.rows; ++r, at += p.indices.stride_h) {
     uint8_t local[V];
-    load_piece(at, local);
+    load_vector(at, local);
     for (int v = 0; v < V; ++v) {
       if (p.windows.target(place.row + r, kAcross ? first : first + v, local[v]).inside) continue;
       const int64_t apart = kAcross ? p.indices.height * p.indices.width : 1;
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) max_unpool_pairs_backward_ke
     const int rows = height - 2 * (place.row + r);
     U top[V] = {}, bottom[V] = {}, out[kWindows];
     uint8_t local[kWindows];
-    load_piece(at, local);
+    load_vector(at, local);
     if (rows > 0) load_vector(from, top);
     if (rows > 1) load_vector(from + p.grad_output.stride_h, bottom);
 #pragma unroll
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) max_unpool_pairs_backward_ke
       const U lower = local[q] == 2 ? bottom[2 * q] : bottom[2 * q + 1];
       out[q] = local[q] > 3 ? U(0) : local[q] < 2 ? upper : lower;
     }
-    store_piece(to, out);
+    store_vector(to, out);
     from += 2 * p.grad_output.stride_h;
     at += p.indices.stride_h;
     to += p.grad_input.stride_h;
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) max_unpool_squares_backward_
     const int rows = height - 2 * (place.row + r);
     U out[V] = {};
     uint8_t local[V];
-    load_piece(at, local);
+    load_vector(at, local);
 #pragma unroll
     for (int tap = 0; tap < 4; ++tap) {
       if (tap / 2 >= rows || tap % 2 >= columns) continue;
@@ -325,19 +325,9 @@ cudaError_t unpool(const Unpool& p, cudaStream_t stream) {
 
 cudaError_t unpool(const Unpool& p, Dtype dtype, bool accumulate, cudaStream_t stream) {
   if (accumulate && (p.windows.vertical.overlaps() || p.windows.horizontal.overlaps())) {
-    switch (dtype) {
-      case Dtype::float32: return unpool<float, true>(p, stream);
-      case Dtype::float64: return unpool<double, true>(p, stream);
-      case Dtype::bfloat16: return unpool<__nv_bfloat16, true>(p, stream);
-      default: return unpool<__half, true>(p, stream);
-    }
+    return as_float(dtype, [&]<class T>(T) { return unpool<T, true>(p, stream); });
   }
-  switch (bytes_of(dtype)) {
-    case 1: return unpool<uint8_t, false>(p, stream);
-    case 2: return unpool<uint16_t, false>(p, stream);
-    case 4: return unpool<uint32_t, false>(p, stream);
-    default: return unpool<uint64_t, false>(p, stream);
-  }
+  return as_bits(dtype, [&]<class U>(U) { return unpool<U, false>(p, stream); });
 }
 
 template <class U>
@@ -380,11 +370,7 @@ Failure max_unpool2d_backward(const MaxUnpoolBackward& p, void* stream) {
   if (!Axis::fits(p.vertical, h, height) || !Axis::fits(p.horizontal, w, width)) return failure(cudaErrorInvalidValue);
   Pick picked{p.grad_output, p.indices, p.grad_input, Windows(p.vertical, p.horizontal, h, w, height, width), false};
   picked.latest_only = !p.accumulate && (picked.windows.vertical.overlaps() || picked.windows.horizontal.overlaps());
-  switch (bytes_of(p.dtype)) {
-    case 2: return failure(pick<uint16_t>(picked, queue));
-    case 4: return failure(pick<uint32_t>(picked, queue));
-    default: return failure(pick<uint64_t>(picked, queue));
-  }
+  return failure(as_float_bits(p.dtype, [&]<class U>(U) { return pick<U>(picked, queue); }));
 }
 
 }  // namespace segops::cuda

@@ -1,4 +1,4 @@
-// What the kernels of max_pool2d and max_unpool2d share: windows in 32 bits, and vectors of less than 16 bytes.
+// What the kernels of max_pool2d and max_unpool2d share: windows in 32 bits.
 #pragma once
 #include "planes.cuh"
 #include "segops/max_unpool.h"
@@ -97,48 +97,6 @@ struct Windows {
   }
 };
 
-inline int64_t bytes_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::float64:
-    case Dtype::int64: return 8;
-    case Dtype::float32:
-    case Dtype::int32: return 4;
-    case Dtype::uint8:
-    case Dtype::int8: return 1;
-    default: return 2;
-  }
-}
-
-// V neighbouring elements of 1 to 16 bytes together.
-template <class T, int V>
-__device__ __forceinline__ void load_piece(const T* global, T (&v)[V]) {
-  constexpr int kBytes = V * static_cast<int>(sizeof(T));
-  if constexpr (V == 1 || kBytes == 16) {
-    load_vector(global, v);
-  } else if constexpr (kBytes == 8) {
-    const uint64_t piece = device::load(reinterpret_cast<const uint64_t*>(global));
-    copy_bits(v, &piece, 8);
-  } else if constexpr (kBytes == 4) {
-    const uint32_t piece = device::load(reinterpret_cast<const uint32_t*>(global));
-    copy_bits(v, &piece, 4);
-  } else {
-    static_assert(kBytes == 2);
-    const uint16_t piece = device::load(reinterpret_cast<const uint16_t*>(global));
-    copy_bits(v, &piece, 2);
-  }
-}
-
-template <class T, int V>
-__device__ __forceinline__ void store_piece(T* global, const T (&v)[V]) {
-  if constexpr (V > 1 && V * sizeof(T) == 2) {
-    uint16_t piece;
-    copy_bits(&piece, v, 2);
-    *reinterpret_cast<uint16_t*>(global) = piece;
-  } else {
-    store_vector(global, v);
-  }
-}
-
 // How a kernel goes through windows and the image under them.
 enum class Form {
   pairs,     // planar, 2x2 and stride 2: a vector of the image's row is whole windows
@@ -161,13 +119,6 @@ Form form_of(const Windows& windows, const PlanesOf<Coarse>& coarse, const Plane
   const bool fit =
       vectors_fit(fine, element, false) && vectors_fit(coarse, element, false) && vectors_fit(indices, 1, false, vector);
   return fit ? Form::channels : Form::any;
-}
-
-// launch(), if there is anything to do.
-template <class Launch>
-cudaError_t over(const Tiling& tiling, const Launch& launch) {
-  if (!tiling.fits()) return cudaErrorInvalidValue;
-  return tiling.blocks == 0 ? cudaSuccess : launch();
 }
 
 // A coarse image with as many rows and columns as a kernel walks over.

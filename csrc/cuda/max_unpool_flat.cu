@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
 #pragma unroll
     for (int piece = 0; piece < V; piece += kPiece) {
       unsigned winner[kPiece];
-      load_piece(at + piece, winner);
+      load_vector(at + piece, winner);
 #pragma unroll
       for (int v = 0; v < kPiece; ++v) {
         const U* const from = plane + (kAcross ? piece + v : 0) * input.stride_c;
@@ -227,20 +227,10 @@ cudaError_t unpool(const Flat& p, const MaxUnpoolFlat& params, void* scratch, cu
     if (error != cudaSuccess) return error;
   }
   if (params.accumulate) {
-    switch (params.dtype) {
-      case Dtype::float32: return sum<float>(p, scratch, stream);
-      case Dtype::float64: return sum<double>(p, scratch, stream);
-      case Dtype::bfloat16: return sum<__nv_bfloat16>(p, scratch, stream);
-      default: return sum<__half>(p, scratch, stream);
-    }
+    return as_float(params.dtype, [&]<class T>(T) { return sum<T>(p, scratch, stream); });
   }
   unsigned* const winners = static_cast<unsigned*>(scratch);
-  switch (bytes_of(params.dtype)) {
-    case 1: return unpool<uint8_t>(p, winners, stream);
-    case 2: return unpool<uint16_t>(p, winners, stream);
-    case 4: return unpool<uint32_t>(p, winners, stream);
-    default: return unpool<uint64_t>(p, winners, stream);
-  }
+  return as_bits(params.dtype, [&]<class U>(U) { return unpool<U>(p, winners, stream); });
 }
 
 // Whether one more than a position in a plane fits 32 bits.
@@ -254,7 +244,7 @@ bool fits(const PlanesOf<Data>& planes) {
 
 int64_t max_unpool2d_flat_scratch_bytes(const MaxUnpoolFlat& p) {
   const int64_t elements = p.output.batch * p.output.channels * p.output.height * p.output.width;
-  const int64_t bytes = elements * (p.accumulate && p.dtype == Dtype::float64 ? 8 : 4);
+  const int64_t bytes = elements * (p.accumulate ? accumulator_bytes(p.dtype) : 4);
   return (bytes + 15) / 16 * 16;
 }
 
@@ -273,17 +263,12 @@ Failure max_unpool2d_flat(const MaxUnpoolFlat& p, void* scratch, void* stream) {
 Failure max_unpool2d_flat_backward(const MaxUnpoolFlatBackward& p, void* stream) {
   if (!fits(p.indices) || !fits(p.grad_output)) return failure(cudaErrorInvalidValue);
   const Tiling tiling(p.grad_input, 1, !is_planar(p.grad_input), kMostWindowRows);
-  const auto launch = [&]<class U>(U) {
-    return failure(over(tiling, [&] {
+  return failure(over(tiling, [&] {
+    return as_float_bits(p.dtype, [&]<class U>(U) {
       return LAUNCH(max_unpool_flat_pick_kernel<U>, tiling.grid(), tiling.threads(), 0, static_cast<cudaStream_t>(stream),
                     FlatPlane(p.grad_output), p.indices, p.grad_input, tiling);
-    }));
-  };
-  switch (bytes_of(p.dtype)) {
-    case 2: return launch(uint16_t{});
-    case 4: return launch(uint32_t{});
-    default: return launch(uint64_t{});
-  }
+    });
+  }));
 }
 
 }  // namespace segops::cuda

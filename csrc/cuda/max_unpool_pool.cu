@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) max_pool_pairs_kernel(Pool p
       look(bottom[2 * q], 2);
       look(bottom[2 * q + 1], 3);
     }
-    store_piece(to, best);
-    store_piece(at, local);
+    store_vector(to, best);
+    store_vector(at, local);
     from += 2 * p.input.stride_h;
     to += p.output.stride_h;
     at += p.indices.stride_h;
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) max_pool_kernel(Pool p, Tili
       }
     }
     store_vector(to + row * p.output.stride_h, best);
-    store_piece(at + row * p.indices.stride_h, local);
+    store_vector(at + row * p.indices.stride_h, local);
   }
 }
 
@@ -135,15 +135,12 @@ Failure max_pool2d(const MaxPool& p, void* stream) {
   if (!Axis::fits(p.vertical, h, height) || !Axis::fits(p.horizontal, w, width)) return failure(cudaErrorInvalidValue);
   const Pool q{p.input, p.output, p.indices, Windows(p.vertical, p.horizontal, h, w, height, width)};
   switch (p.dtype) {
-    case Dtype::float32: return failure(pool<float>(q, queue));
-    case Dtype::float64: return failure(pool<double>(q, queue));
-    case Dtype::bfloat16: return failure(pool<__nv_bfloat16>(q, queue));
-    case Dtype::float16: return failure(pool<__half>(q, queue));
     case Dtype::uint8: return failure(pool<uint8_t>(q, queue));
     case Dtype::int8: return failure(pool<int8_t>(q, queue));
     case Dtype::int16: return failure(pool<int16_t>(q, queue));
     case Dtype::int32: return failure(pool<int32_t>(q, queue));
-    default: return failure(pool<int64_t>(q, queue));
+    case Dtype::int64: return failure(pool<int64_t>(q, queue));
+    default: return failure(as_float(p.dtype, [&]<class T>(T) { return pool<T>(q, queue); }));
   }
 }
 

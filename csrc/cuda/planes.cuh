@@ -59,11 +59,15 @@ __device__ __forceinline__ void store_vector(T* global, const T (&v)[V]) {
     uint2 piece;
     copy_bits(&piece, v, 8);
     *reinterpret_cast<uint2*>(global) = piece;
-  } else {
-    static_assert(kBytes == 4);
+  } else if constexpr (kBytes == 4) {
     uint32_t piece;
     copy_bits(&piece, v, 4);
     *reinterpret_cast<uint32_t*>(global) = piece;
+  } else {
+    static_assert(kBytes == 2);
+    uint16_t piece;
+    copy_bits(&piece, v, 2);
+    *reinterpret_cast<uint16_t*>(global) = piece;
   }
 }
 
@@ -126,7 +130,14 @@ struct Tiling {
   }
 };
 
-// What one thread has of it.
+// launch(), if there is anything to do.
+template <class Launch>
+cudaError_t over(const Tiling& tiling, const Launch& launch) {
+  if (!tiling.fits()) return cudaErrorInvalidValue;
+  return tiling.blocks == 0 ? cudaSuccess : launch();
+}
+
+// What one thread has of a tiling.
 struct Place {
   int tile;
   int row, rows;  // the first of the strip, and how many

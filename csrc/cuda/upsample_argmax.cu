@@ -96,12 +96,7 @@ cudaError_t argmax(const UpsampleArgmax& p, cudaStream_t stream) {
 
 Failure upsample_argmax(const UpsampleArgmax& p, void* stream) {
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.logits_dtype) {
-    case Dtype::float32: return failure(argmax<float>(p, queue));
-    case Dtype::float64: return failure(argmax<double>(p, queue));
-    case Dtype::bfloat16: return failure(argmax<__nv_bfloat16>(p, queue));
-    default: return failure(argmax<__half>(p, queue));
-  }
+  return failure(as_float(p.logits_dtype, [&]<class T>(T) { return argmax<T>(p, queue); }));
 }
 
 }  // namespace segops::cuda

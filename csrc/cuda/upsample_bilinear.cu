@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) upsample_bilinear_kernel(Ups
 template <class T, int V, bool kAcross>
 cudaError_t launch(const UpsampleBilinear& p, bool across, cudaStream_t stream) {
   const Tiling tiling(p.output, V, across, kMostRows);
-  if (!tiling.fits()) return cudaErrorInvalidValue;
-  if (tiling.blocks == 0) return cudaSuccess;
-  return LAUNCH((upsample_bilinear_kernel<T, V, kAcross>), tiling.grid(), tiling.threads(), 0, stream, p, tiling);
+  return over(tiling, [&] {
+    return LAUNCH((upsample_bilinear_kernel<T, V, kAcross>), tiling.grid(), tiling.threads(), 0, stream, p, tiling);
+  });
 }
 
 template <class T>
@@ -70,12 +70,7 @@ cudaError_t forward(const UpsampleBilinear& p, cudaStream_t stream) {
 
 Failure upsample_bilinear2d(const UpsampleBilinear& p, void* stream) {
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.dtype) {
-    case Dtype::float32: return failure(forward<float>(p, queue));
-    case Dtype::float64: return failure(forward<double>(p, queue));
-    case Dtype::bfloat16: return failure(forward<__nv_bfloat16>(p, queue));
-    default: return failure(forward<__half>(p, queue));
-  }
+  return failure(as_float(p.dtype, [&]<class T>(T) { return forward<T>(p, queue); }));
 }
 
 }  // namespace segops::cuda

@@ -215,9 +215,9 @@ cudaError_t launch_staged(const UpsampleBilinearBackward& p, int coarse, cudaStr
 template <class T, int V>
 cudaError_t launch(const UpsampleBilinearBackward& p, bool across, cudaStream_t stream) {
   const Tiling tiling(p.grad_input, V, across, kMostRows);
-  if (!tiling.fits()) return cudaErrorInvalidValue;
-  if (tiling.blocks == 0) return cudaSuccess;
-  return LAUNCH((upsample_bilinear_backward_kernel<T, V>), tiling.grid(), tiling.threads(), 0, stream, p, tiling);
+  return over(tiling, [&] {
+    return LAUNCH((upsample_bilinear_backward_kernel<T, V>), tiling.grid(), tiling.threads(), 0, stream, p, tiling);
+  });
 }
 
 template <class T>
@@ -238,12 +238,7 @@ cudaError_t backward(const UpsampleBilinearBackward& p, cudaStream_t stream) {
 
 Failure upsample_bilinear2d_backward(const UpsampleBilinearBackward& p, void* stream) {
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.dtype) {
-    case Dtype::float32: return failure(backward<float>(p, queue));
-    case Dtype::float64: return failure(backward<double>(p, queue));
-    case Dtype::bfloat16: return failure(backward<__nv_bfloat16>(p, queue));
-    default: return failure(backward<__half>(p, queue));
-  }
+  return failure(as_float(p.dtype, [&]<class T>(T) { return backward<T>(p, queue); }));
 }
 
 }  // namespace segops::cuda

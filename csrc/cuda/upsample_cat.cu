@@ -13,9 +13,9 @@ template <class U>
 cudaError_t copy(Move p, cudaStream_t stream) {
   return choose_vector<U>(p, [&]<int V, bool kAcross>(bool across) {
     const Tiling tiling(p.output, V, across, kMostMovedRows);
-    if (!tiling.fits()) return cudaErrorInvalidValue;
-    if (tiling.blocks == 0) return cudaSuccess;
-    return LAUNCH((upsample_cat_skip_kernel<U, V, kAcross>), tiling.grid(), tiling.threads(), 0, stream, p, tiling);
+    return over(tiling, [&] {
+      return LAUNCH((upsample_cat_skip_kernel<U, V, kAcross>), tiling.grid(), tiling.threads(), 0, stream, p, tiling);
+    });
   });
 }
 
@@ -26,11 +26,7 @@ Failure upsample_cat(const UpsampleCat& p, void* stream) {
   const SourceAxis vertical{SourceAxis::kPicked, {}, 1}, horizontal{SourceAxis::kPicked, {}, 1};
   const Move skip{p.skip, p.skip_output, vertical, horizontal, false};
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.upsample.dtype) {
-    case Dtype::float32: return failure(copy<uint32_t>(skip, queue));
-    case Dtype::float64: return failure(copy<uint64_t>(skip, queue));
-    default: return failure(copy<uint16_t>(skip, queue));
-  }
+  return failure(as_float_bits(p.upsample.dtype, [&]<class U>(U) { return copy<U>(skip, queue); }));
 }
 
 }  // namespace segops::cuda

@@ -13,19 +13,15 @@ template <class U>
 cudaError_t move(Move p, cudaStream_t stream) {
   return choose_vector<U>(p, [&]<int V, bool kAcross>(bool across) {
     const Tiling tiling(p.output, V, across, kMostMovedRows);
-    if (!tiling.fits()) return cudaErrorInvalidValue;
-    if (tiling.blocks == 0) return cudaSuccess;
-    return LAUNCH((upsample_nearest_kernel<U, V, kAcross>), tiling.grid(), tiling.threads(), 0, stream, p, tiling);
+    return over(tiling, [&] {
+      return LAUNCH((upsample_nearest_kernel<U, V, kAcross>), tiling.grid(), tiling.threads(), 0, stream, p, tiling);
+    });
   });
 }
 
 Failure move(Dtype dtype, const Move& p, void* stream) {
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (dtype) {
-    case Dtype::float32: return failure(move<uint32_t>(p, queue));
-    case Dtype::float64: return failure(move<uint64_t>(p, queue));
-    default: return failure(move<uint16_t>(p, queue));
-  }
+  return failure(as_float_bits(dtype, [&]<class U>(U) { return move<U>(p, queue); }));
 }
 
 }  // namespace

@@ -80,18 +80,18 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
 template <class T, int V, int kTimes>
 cudaError_t launch_whole(const UpsampleNearestBackward& p, cudaStream_t stream) {
   const Tiling tiling(p.grad_input, V, false, kMostRows);
-  if (!tiling.fits()) return cudaErrorInvalidValue;
-  if (tiling.blocks == 0) return cudaSuccess;
-  return LAUNCH((upsample_nearest_backward_whole_kernel<T, V, kTimes>), tiling.grid(), tiling.threads(), 0, stream, p,
-                tiling);
+  return over(tiling, [&] {
+    return LAUNCH((upsample_nearest_backward_whole_kernel<T, V, kTimes>), tiling.grid(), tiling.threads(), 0, stream, p,
+                  tiling);
+  });
 }
 
 template <class T, int V>
 cudaError_t launch(const UpsampleNearestBackward& p, bool across, cudaStream_t stream) {
   const Tiling tiling(p.grad_input, V, across, kMostRows);
-  if (!tiling.fits()) return cudaErrorInvalidValue;
-  if (tiling.blocks == 0) return cudaSuccess;
-  return LAUNCH((upsample_nearest_backward_kernel<T, V>), tiling.grid(), tiling.threads(), 0, stream, p, tiling);
+  return over(tiling, [&] {
+    return LAUNCH((upsample_nearest_backward_kernel<T, V>), tiling.grid(), tiling.threads(), 0, stream, p, tiling);
+  });
 }
 
 // Whether the axis repeats each of its inputs `times` times, and its rows consist of whole vectors on either side.
@@ -129,12 +129,7 @@ cudaError_t backward(const UpsampleNearestBackward& p, cudaStream_t stream) {
 
 Failure upsample_nearest2d_backward(const UpsampleNearestBackward& p, void* stream) {
   const cudaStream_t queue = static_cast<cudaStream_t>(stream);
-  switch (p.dtype) {
-    case Dtype::float32: return failure(backward<float>(p, queue));
-    case Dtype::float64: return failure(backward<double>(p, queue));
-    case Dtype::bfloat16: return failure(backward<__nv_bfloat16>(p, queue));
-    default: return failure(backward<__half>(p, queue));
-  }
+  return failure(as_float(p.dtype, [&]<class T>(T) { return backward<T>(p, queue); }));
 }
 
 }  // namespace segops::cuda

@@ -19,33 +19,20 @@ constexpr const char* kConfusion = "confusion_matrix";
 #ifdef SEGOPS_DEVICE_KERNELS
 void launch(const ConfusionMatrix& p, const Tensor& on) {
   const Queue queue(on);
-  Tensor scratch = empty({(cuda::confusion_matrix_scratch_bytes(p) + 7) / 8}, ScalarType::Long, on);
+  Tensor scratch = scratch_of(cuda::confusion_matrix_scratch_bytes(p), on);
   check(cuda::confusion_matrix(p, scratch.mutable_data_ptr(), queue.stream()), kConfusion);
 }
 #else
 void launch(const ConfusionMatrix& p, const Tensor&) { check(confusion_matrix(p, threads()), kConfusion); }
 #endif
 
-// Raises, or notes for later, what `record` tells of the tensor `of`; nothing where the caller reads it.
-void report(const Tensor& record, int64_t on_bad, const Tensor& of, int64_t classes, std::optional<int64_t> ignore_index,
-            const char* name) {
-  if (on_bad == kRecordBad) return;
-  if (on_bad == kRaiseBad && record.is_cpu()) {
-    const BadData& bad = *static_cast<const BadData*>(record.const_data_ptr());
-    if (bad.count > 0) fail(describe_bad_labels(kConfusion, bad, sizes_of(of), classes, ignore_index, name));
-  }
-  note_bad_data(record, on_bad);
-}
-
 std::tuple<Tensor, Tensor, Tensor> count(const Tensor& prediction, const Tensor& target, int64_t num_classes,
                                          bool has_ignore_index, int64_t ignore_index, int64_t on_bad) {
-#ifdef USE_CUDA
-  check(!target.is_cpu(), "segops.", kConfusion, ": target must be on the device of the other tensors, got a CPU tensor");
-#endif
+  check_on_device(target, kConfusion, "target");
   check_device(prediction, target, kConfusion, "prediction");
   ConfusionMatrix p{};
-  p.prediction_dtype = dtype_of(prediction, "segops.confusion_matrix: prediction");
-  p.target_dtype = dtype_of(target, "segops.confusion_matrix: target");
+  p.prediction_dtype = dtype_of(prediction, kConfusion, "prediction");
+  p.target_dtype = dtype_of(target, kConfusion, "target");
   const auto is_label = [](Dtype dtype) { return dtype >= Dtype::uint8 && dtype <= Dtype::int64; };
   check(is_label(p.target_dtype), "segops.", kConfusion, ": target must be uint8, int16, int32 or int64");
   check(p.of_logits() || is_label(p.prediction_dtype), "segops.", kConfusion,
@@ -90,8 +77,15 @@ std::tuple<Tensor, Tensor, Tensor> count(const Tensor& prediction, const Tensor&
   p.bad_labels = static_cast<BadData*>(bad_labels.mutable_data_ptr());
   if (!p.of_logits()) p.bad_predictions = static_cast<BadData*>(bad_predictions.mutable_data_ptr());
   launch(p, target);
-  report(bad_labels, on_bad, target, num_classes, has_ignore_index ? std::optional(ignore_index) : std::nullopt, "target");
-  if (!p.of_logits()) report(bad_predictions, on_bad, prediction, num_classes, std::nullopt, "prediction");
+  std::optional<int64_t> ignored;
+  if (has_ignore_index) ignored = ignore_index;
+  report_bad_data(bad_labels, on_bad, [&](const BadData& bad) {
+    return describe_bad_labels(kConfusion, bad, sizes_of(target), num_classes, ignored, "target");
+  });
+  if (!p.of_logits())
+    report_bad_data(bad_predictions, on_bad, [&](const BadData& bad) {
+      return describe_bad_labels(kConfusion, bad, sizes_of(prediction), num_classes, std::nullopt, "prediction");
+    });
   return {counts, bad_labels, bad_predictions};
 }
 

@@ -26,7 +26,7 @@ constexpr const char* kOp = "dice_bce_loss";
 #ifdef SEGOPS_DEVICE_KERNELS
 void launch(const DiceBceLossStatistics& p, const Tensor& on) {
   const Queue queue(on);
-  Tensor scratch = empty({(cuda::dice_bce_loss_scratch_bytes(p) + 7) / 8}, ScalarType::Double, on);
+  Tensor scratch = scratch_of(cuda::dice_bce_loss_scratch_bytes(p), on);
   check(cuda::dice_bce_loss_statistics(p, scratch.mutable_data_ptr(), queue.stream()), kOp);
 }
 void launch(const DiceBceLossBackward& p, const Tensor& on) {
@@ -34,7 +34,7 @@ void launch(const DiceBceLossBackward& p, const Tensor& on) {
 }
 void launch(const DiceBceLossCoarseStatistics& p, const Tensor& on) {
   const Queue queue(on);
-  Tensor scratch = empty({(cuda::dice_bce_loss_coarse_scratch_bytes(p) + 7) / 8}, ScalarType::Double, on);
+  Tensor scratch = scratch_of(cuda::dice_bce_loss_coarse_scratch_bytes(p), on);
   check(cuda::dice_bce_loss_coarse_statistics(p, scratch.mutable_data_ptr(), queue.stream()), kOp);
 }
 void launch(const DiceBceLossCoarseBackward& p, const Tensor& on) {
@@ -80,19 +80,16 @@ Inputs inputs_of(const Tensor& logits, const Tensor& target, bool planar, const 
   check(logits.size(1) > 0, "segops.", kOp, ": logits must have at least one channel");
   check(focal_gamma >= 0 && std::isfinite(focal_gamma), "segops.", kOp, ": focal_gamma must be finite and >= 0, got ",
         focal_gamma);
-#ifdef USE_CUDA
-  check(!logits.is_cpu(), "segops.", kOp, ": logits must be on the device of the other tensors, got a CPU tensor");
-#endif
+  check_on_device(logits, kOp, "logits");
   check_device(target, logits, kOp, "target");
   Inputs r{as_pixels(logits), in_layout(target, planar), std::nullopt, {}};
   r.in.logits = elements_of(r.logits);
-  r.in.logits_dtype = dtype_of(logits, "segops.dice_bce_loss: logits");
-  check(r.in.logits_dtype <= Dtype::float16, "segops.", kOp, ": logits must be floating point");
+  r.in.logits_dtype = floating_dtype(logits, kOp, "logits");
   r.in.batch = r.target.batch;
   r.in.channels = r.target.classes;
   r.in.pixels = r.target.pixels;
   r.in.target = elements_of(r.target);
-  r.in.target_dtype = dtype_of(target, "segops.dice_bce_loss: target");
+  r.in.target_dtype = dtype_of(target, kOp, "target");
   check(r.in.target_dtype <= Dtype::uint8, "segops.", kOp, ": target must be uint8 or floating point");
   r.in.pos_weight = table(pos_weight, r.in.channels, kOp, "pos_weight", logits);
   if (pixel_weight) {
@@ -134,13 +131,6 @@ Inputs coarse_inputs_of(const Tensor& logits, const Tensor& target, const std::o
   return r;
 }
 
-template <class Params>
-void interpolate(Params& p, const Pixels& logits, const Tensor& target, bool align_corners) {
-  p.logits = planes_of(logits.tensor.const_data_ptr(), logits);
-  p.vertical = linear_axis(logits.tensor.size(2), target.size(2), align_corners, 0);
-  p.horizontal = linear_axis(logits.tensor.size(3), target.size(3), align_corners, 0);
-}
-
 using Sums = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // Allocates the results of `statistics`, a map in the layout of `like`; has them written by run(params), and reports bad
@@ -169,10 +159,10 @@ Sums statistics_of(const Inputs& inputs, const Tensor& logits, const Tensor& tar
   p.bad_labels = static_cast<BadData*>(errors.mutable_data_ptr());
   run(p);
   const bool soft = inputs.in.target_dtype != Dtype::uint8;
-  if (on_bad == kRaiseBad && logits.is_cpu() && p.bad_labels->count > 0)
-    fail(describe_bad_probabilities(kOp, *p.bad_labels, sizes_of(target), soft,
-                                    inputs.in.ignores ? std::optional<int64_t>(inputs.in.ignore_index) : std::nullopt));
-  if (on_bad != kRecordBad) note_bad_data(errors, soft && on_bad == kRaiseBad ? kRaiseSoftBad : on_bad);
+  report_bad_data(errors, soft && on_bad == kRaiseBad ? kRaiseSoftBad : on_bad, [&](const BadData& bad) {
+    return describe_bad_probabilities(kOp, bad, sizes_of(target), soft,
+                                      inputs.in.ignores ? std::optional(inputs.in.ignore_index) : std::nullopt);
+  });
   return {overlap, bce, map, errors};
 }
 
@@ -189,59 +179,48 @@ Sums coarse_statistics(const Tensor& logits, const Tensor& target, const std::op
                        bool squared, bool with_overlap, bool with_map, int64_t on_bad, bool align_corners) {
   const Inputs inputs = coarse_inputs_of(logits, target, pos_weight, pixel_weight, ignore_index, focal_gamma, squared);
   const Pixels planar{logits, 0, 0, 0, 0, 0, 1};
-  return statistics_of(inputs, logits, target, with_overlap, with_map, planar, on_bad, [&](const DiceBceLossStatistics& p) {
-    DiceBceLossCoarseStatistics coarse{};
-    coarse.loss = p;
-    interpolate(coarse, inputs.logits, target, align_corners);
-    launch(coarse, logits);
-  });
+  const CoarseLogits coarse = coarse_of(inputs.logits, target.size(2), target.size(3), align_corners);
+  return statistics_of(inputs, logits, target, with_overlap, with_map, planar, on_bad,
+                       [&](const DiceBceLossStatistics& p) { launch(DiceBceLossCoarseStatistics{p, coarse}, logits); });
 }
 
-// The derivatives that backward starts from; autograd hands over expanded ones.
-struct Gradients {
-  std::optional<Tensor> overlap, bce;
-  Gradients(const std::optional<Tensor>& grad_overlap, const std::optional<Tensor>& grad_bce)
-      : overlap(contiguous(grad_overlap)), bce(contiguous(grad_bce)) {}
-
-  DiceBceLossBackward params(const DiceBceLossInputs& in, const Tensor& logits) const {
-    DiceBceLossBackward p{};
-    p.in = in;
-    p.grad_overlap = table(overlap, in.batch * 3 * in.channels, kOp, "grad_overlap", logits);
-    p.grad_bce = table(bce, 2, kOp, "grad_bce", logits);
-    return p;
-  }
-};
+// What both backwards start from.
+DiceBceLossBackward backward_of(const Inputs& inputs, std::optional<Tensor>& grad_overlap, std::optional<Tensor>& grad_bce,
+                                const Tensor& logits) {
+  DiceBceLossBackward p{};
+  p.in = inputs.in;
+  p.grad_overlap = gradient_table(grad_overlap, p.in.batch * 3 * p.in.channels, kOp, "grad_overlap", logits);
+  p.grad_bce = gradient_table(grad_bce, 2, kOp, "grad_bce", logits);
+  return p;
+}
 
 Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& pos_weight,
-                const std::optional<Tensor>& pixel_weight, const std::optional<Tensor>& grad_overlap,
-                const std::optional<Tensor>& grad_bce, std::optional<int64_t> ignore_index, double focal_gamma,
-                bool squared) {
+                const std::optional<Tensor>& pixel_weight, std::optional<Tensor> grad_overlap,
+                std::optional<Tensor> grad_bce, std::optional<int64_t> ignore_index, double focal_gamma, bool squared) {
   const Inputs inputs = inputs_of(logits, target, pos_weight, pixel_weight, ignore_index, focal_gamma, squared);
-  const Gradients gradients(grad_overlap, grad_bce);
   Tensor grad_logits = empty_like_pixels(logits, inputs.logits);
   const Pixels grad = as_pixels(grad_logits);
 
-  DiceBceLossBackward p = gradients.params(inputs.in, logits);
+  DiceBceLossBackward p = backward_of(inputs, grad_overlap, grad_bce, logits);
   p.grad_logits = grad_logits.mutable_data_ptr();
   p.grad_stride_n = grad.stride_n;
   p.grad_stride_c = grad.stride_c;
   p.grad_stride_s = grad.stride_s;
-  p.warm = logits.is_cpu() && is_warm(p.grad_logits, static_cast<size_t>(grad_logits.numel()) * grad_logits.element_size());
+  p.warm = is_warm(grad_logits);
   launch(p, logits);
   return grad_logits;
 }
 
 Tensor coarse_backward(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& pos_weight,
-                       const std::optional<Tensor>& pixel_weight, const std::optional<Tensor>& grad_overlap,
-                       const std::optional<Tensor>& grad_bce, std::optional<int64_t> ignore_index, double focal_gamma,
-                       bool squared, bool align_corners) {
+                       const std::optional<Tensor>& pixel_weight, std::optional<Tensor> grad_overlap,
+                       std::optional<Tensor> grad_bce, std::optional<int64_t> ignore_index, double focal_gamma, bool squared,
+                       bool align_corners) {
   const Inputs inputs = coarse_inputs_of(logits, target, pos_weight, pixel_weight, ignore_index, focal_gamma, squared);
-  const Gradients gradients(grad_overlap, grad_bce);
   Tensor grad_logits = empty_like_pixels(logits, inputs.logits);
 
   DiceBceLossCoarseBackward p{};
-  p.loss = gradients.params(inputs.in, logits);
-  interpolate(p, inputs.logits, target, align_corners);
+  p.loss = backward_of(inputs, grad_overlap, grad_bce, logits);
+  p.coarse = coarse_of(inputs.logits, target.size(2), target.size(3), align_corners);
   p.grad_logits = planes_of(grad_logits.mutable_data_ptr(), as_pixels(grad_logits));
   launch(p, logits);
   return grad_logits;

@@ -25,7 +25,7 @@ constexpr const char* kOp = "dice_ce_loss";
 #ifdef SEGOPS_DEVICE_KERNELS
 void launch(const DiceCeLossStatistics& p, const Tensor& on) {
   const Queue queue(on);
-  Tensor scratch = empty({(cuda::dice_ce_loss_scratch_bytes(p.in) + 7) / 8}, ScalarType::Double, on);
+  Tensor scratch = scratch_of(cuda::dice_ce_loss_scratch_bytes(p.in), on);
   check(cuda::dice_ce_loss_statistics(p, scratch.mutable_data_ptr(), queue.stream()), kOp);
 }
 void launch(const DiceCeLossValue& p, const Tensor& on) { check(cuda::dice_ce_loss_value(p, Queue(on).stream()), kOp); }
@@ -34,7 +34,7 @@ void launch(const DiceCeLossBackward& p, const Tensor& on) {
 }
 void launch(const DiceCeLossCoarseStatistics& p, const Tensor& on) {
   const Queue queue(on);
-  Tensor scratch = empty({(cuda::dice_ce_loss_coarse_scratch_bytes(p) + 7) / 8}, ScalarType::Double, on);
+  Tensor scratch = scratch_of(cuda::dice_ce_loss_coarse_scratch_bytes(p), on);
   check(cuda::dice_ce_loss_coarse_statistics(p, scratch.mutable_data_ptr(), queue.stream()), kOp);
 }
 void launch(const DiceCeLossCoarseBackward& p, const Tensor& on) {
@@ -65,9 +65,7 @@ Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::vector<i
   check(logits.size(1) <= cuda::kDiceCeLossMostClasses, "segops.", kOp, ": logits must have at most ",
         cuda::kDiceCeLossMostClasses, " classes for the CUDA kernels, got ", logits.size(1));
 #endif
-#ifdef USE_CUDA
-  check(!logits.is_cpu(), "segops.", kOp, ": logits must be on the device of the other tensors, got a CPU tensor");
-#endif
+  check_on_device(logits, kOp, "logits");
   check_device(target, logits, kOp, "target");
   Inputs r{as_pixels(logits), torch::stable::contiguous(target), std::nullopt, {}};
   if (pixel_weight) {
@@ -77,8 +75,7 @@ Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::vector<i
     r.pixel_weight = torch::stable::contiguous(*pixel_weight);
   }
   r.in.logits = r.logits.tensor.const_data_ptr();
-  r.in.logits_dtype = dtype_of(logits, "segops.dice_ce_loss: logits");
-  check(r.in.logits_dtype <= Dtype::float16, "segops.", kOp, ": logits must be floating point");
+  r.in.logits_dtype = floating_dtype(logits, kOp, "logits");
   r.in.batch = r.logits.batch;
   r.in.classes = r.logits.classes;
   r.in.pixels = r.logits.pixels;
@@ -86,7 +83,7 @@ Inputs inputs_of(const Tensor& logits, const Tensor& target, const std::vector<i
   r.in.stride_c = r.logits.stride_c;
   r.in.stride_s = r.logits.stride_s;
   r.in.target = r.target.const_data_ptr();
-  r.in.target_dtype = dtype_of(target, "segops.dice_ce_loss: target");
+  r.in.target_dtype = dtype_of(target, kOp, "target");
   check(r.in.target_dtype >= Dtype::uint8, "segops.", kOp, ": target must be uint8, int16, int32 or int64");
   r.in.weight = table(weight, r.in.classes, kOp, "weight", logits);
   r.in.pixel_weight = r.pixel_weight ? r.pixel_weight->const_data_ptr() : nullptr;
@@ -119,12 +116,6 @@ Inputs coarse_inputs_of(const Tensor& logits, const Tensor& target, const std::o
   return r;
 }
 
-CoarseLogits coarse_of(const Pixels& logits, const Tensor& target, bool align_corners) {
-  return CoarseLogits{planes_of(logits.tensor.const_data_ptr(), logits),
-                      linear_axis(logits.tensor.size(2), target.size(1), align_corners, 0),
-                      linear_axis(logits.tensor.size(3), target.size(2), align_corners, 0)};
-}
-
 using Sums = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Allocates the results of `statistics`, has them written by run(params), and reports bad labels.
@@ -147,9 +138,9 @@ Sums statistics_of(const Inputs& inputs, const Tensor& logits, const Tensor& tar
   p.confusion = with_confusion ? static_cast<int64_t*>(confusion.mutable_data_ptr()) : nullptr;
   p.bad_labels = static_cast<BadData*>(errors.mutable_data_ptr());
   run(p);
-  if (on_bad == kRaiseBad && logits.is_cpu() && p.bad_labels->count > 0)
-    fail(describe_bad_labels(kOp, *p.bad_labels, sizes_of(target), c, inputs.in.ignore_index));
-  if (on_bad != kRecordBad) note_bad_data(errors, on_bad);
+  report_bad_data(errors, on_bad, [&](const BadData& bad) {
+    return describe_bad_labels(kOp, bad, sizes_of(target), c, inputs.in.ignore_index);
+  });
   return {overlap, ce, map, confusion, errors};
 }
 
@@ -165,46 +156,48 @@ Sums coarse_statistics(const Tensor& logits, const Tensor& target, const std::op
                        const std::optional<Tensor>& pixel_weight, int64_t ignore_index, double label_smoothing, bool squared,
                        bool with_overlap, bool with_confusion, bool with_map, int64_t on_bad, bool align_corners) {
   const Inputs inputs = coarse_inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
-  const CoarseLogits coarse = coarse_of(inputs.logits, target, align_corners);
+  const CoarseLogits coarse = coarse_of(inputs.logits, target.size(1), target.size(2), align_corners);
   return statistics_of(inputs, logits, target, with_overlap, with_confusion, with_map, on_bad,
                        [&](const DiceCeLossStatistics& p) { launch(DiceCeLossCoarseStatistics{p, coarse}, logits); });
 }
 
+// What both backwards start from.
+DiceCeLossBackward backward_of(const Inputs& inputs, std::optional<Tensor>& grad_overlap, std::optional<Tensor>& grad_ce,
+                               const Tensor& logits) {
+  DiceCeLossBackward p{};
+  p.in = inputs.in;
+  p.grad_overlap = gradient_table(grad_overlap, p.in.batch * 3 * p.in.classes, kOp, "grad_overlap", logits);
+  p.grad_ce = gradient_table(grad_ce, 2, kOp, "grad_ce", logits);
+  return p;
+}
+
 Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
-                const std::optional<Tensor>& pixel_weight, const std::optional<Tensor>& grad_overlap,
-                const std::optional<Tensor>& grad_ce, int64_t ignore_index, double label_smoothing, bool squared) {
+                const std::optional<Tensor>& pixel_weight, std::optional<Tensor> grad_overlap, std::optional<Tensor> grad_ce,
+                int64_t ignore_index, double label_smoothing, bool squared) {
   const Inputs inputs = inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
   Tensor grad_logits = empty_like_pixels(logits, inputs.logits);
   const Pixels grad = as_pixels(grad_logits);
 
-  DiceCeLossBackward p{};
-  p.in = inputs.in;
-  // Autograd hands over expanded gradients.
-  const std::optional<Tensor> overlap = contiguous(grad_overlap), ce = contiguous(grad_ce);
-  p.grad_overlap = table(overlap, inputs.in.batch * 3 * inputs.in.classes, kOp, "grad_overlap", logits);
-  p.grad_ce = table(ce, 2, kOp, "grad_ce", logits);
+  DiceCeLossBackward p = backward_of(inputs, grad_overlap, grad_ce, logits);
   p.grad_logits = grad_logits.mutable_data_ptr();
   p.grad_stride_n = grad.stride_n;
   p.grad_stride_c = grad.stride_c;
   p.grad_stride_s = grad.stride_s;
-  p.warm = logits.is_cpu() && is_warm(p.grad_logits, static_cast<size_t>(grad_logits.numel()) * grad_logits.element_size());
+  p.warm = is_warm(grad_logits);
   launch(p, logits);
   return grad_logits;
 }
 
 Tensor coarse_backward(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
-                       const std::optional<Tensor>& pixel_weight, const std::optional<Tensor>& grad_overlap,
-                       const std::optional<Tensor>& grad_ce, int64_t ignore_index, double label_smoothing, bool squared,
+                       const std::optional<Tensor>& pixel_weight, std::optional<Tensor> grad_overlap,
+                       std::optional<Tensor> grad_ce, int64_t ignore_index, double label_smoothing, bool squared,
                        bool align_corners) {
   const Inputs inputs = coarse_inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
   Tensor grad_logits = empty_like_pixels(logits, inputs.logits);
-  const std::optional<Tensor> overlap = contiguous(grad_overlap), ce = contiguous(grad_ce);
 
   DiceCeLossCoarseBackward p{};
-  p.loss.in = inputs.in;
-  p.loss.grad_overlap = table(overlap, inputs.in.batch * 3 * inputs.in.classes, kOp, "grad_overlap", logits);
-  p.loss.grad_ce = table(ce, 2, kOp, "grad_ce", logits);
-  p.coarse = coarse_of(inputs.logits, target, align_corners);
+  p.loss = backward_of(inputs, grad_overlap, grad_ce, logits);
+  p.coarse = coarse_of(inputs.logits, target.size(1), target.size(2), align_corners);
   p.grad_logits = planes_of(grad_logits.mutable_data_ptr(), as_pixels(grad_logits));
   launch(p, logits);
   return grad_logits;

@@ -22,8 +22,6 @@ constexpr const char* kConv = "dilated_conv2d";
 using Vector = std::optional<Tensor>;
 
 #ifdef SEGOPS_DEVICE_KERNELS
-Tensor scratch_of(int64_t bytes, const Tensor& on) { return empty({(bytes + 7) / 8}, ScalarType::Long, on); }
-
 void launch(const DilatedConv& p, const Tensor& on) {
   const Queue queue(on);
   Tensor scratch = scratch_of(cuda::dilated_conv2d_scratch_bytes(p), on);
@@ -70,12 +68,6 @@ void check_sizes(const std::vector<int64_t>& input, const std::vector<int64_t>& 
         to_text(weight), " in ", groups, " groups gives ", to_text(output));
 }
 
-Dtype floating_dtype(const Tensor& t, const char* name) {
-  const Dtype dtype = dtype_of(t, "segops.dilated_conv2d");
-  check(dtype <= Dtype::float16, "segops.", kConv, ": ", name, " must be floating point");
-  return dtype;
-}
-
 void check_alike(const Tensor& t, const Tensor& like, const char* name) {
   check_device(t, like, kConv, name);
   check(t.scalar_type() == like.scalar_type(), "segops.", kConv, ": ", name, " must have the dtype of the other tensors");
@@ -84,9 +76,8 @@ void check_alike(const Tensor& t, const Tensor& like, const char* name) {
 const void* vector_of(Vector& t, int64_t channels, const Tensor& like, const char* name) {
   if (!t) return nullptr;
   check_device(*t, like, kConv, name);
-  const ScalarType type = like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  check(t->dim() == 1 && t->size(0) == channels && t->scalar_type() == type, "segops.", kConv, ": ", name, " must be [",
-        channels, "] in the accumulation dtype");
+  check(t->dim() == 1 && t->size(0) == channels && t->scalar_type() == accumulation_type(like), "segops.", kConv, ": ", name,
+        " must be [", channels, "] in the accumulation dtype");
   t = torch::stable::contiguous(*t);
   return t->const_data_ptr();
 }
@@ -200,7 +191,7 @@ Prepacked kept_of(const Vector& prepacked, const Tensor& weight) {
 
 Tensor prepack(const Tensor& weight, bool fast) {
   check_image(weight, kConv, "weight");
-  const Dtype dtype = floating_dtype(weight, "weight");
+  const Dtype dtype = floating_dtype(weight, kConv, "weight");
   const int64_t outputs = weight.size(0), inputs = weight.size(1);
   check(dtype != Dtype::float64 && weight.size(2) == 3 && weight.size(3) == 3 && outputs > 0 && inputs > 0, "segops.", kConv,
         ": only weights of 3x3 convolutions in 32 or 16 bits are prepacked, got ", to_text(weight));
@@ -241,7 +232,7 @@ Tensor convolve_by(const Tensor& input, const Tensor& weight, const Vector& prep
   check_image(weight, kConv, "weight");
   check_alike(weight, input, "weight");
   DilatedConv p{};
-  p.dtype = floating_dtype(input, "input");
+  p.dtype = floating_dtype(input, kConv, "input");
   p.window = window_of(window, weight.size(2), weight.size(3));
   p.groups = groups;
   p.fast = fast;
@@ -279,8 +270,7 @@ Tensor convolve_by(const Tensor& input, const Tensor& weight, const Vector& prep
     return convolve_by_aten(p, input, dense, bias, method == ConvMethod::aten_last);
   p.fast = method == ConvMethod::winograd4;
 #endif
-  Tensor output =
-      empty_image(input.size(0), channels, height, width, suggests_channels_last(input), input.scalar_type(), input);
+  Tensor output = result_like(input, channels, height, width);
   if (input.size(0) == 0) return output;
   const Image image = as_image(input);
   p.input = image.planes;
@@ -319,11 +309,11 @@ Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t heigh
   check_image(grad_output, kConv, "grad_output");
   check_image(weight, kConv, "weight");
   check_alike(weight, grad_output, "weight");
-  const Dtype dtype = floating_dtype(grad_output, "grad_output");
+  const Dtype dtype = floating_dtype(grad_output, kConv, "grad_output");
   const ConvWindow w = window_of(window, weight.size(2), weight.size(3));
   const int64_t n = grad_output.size(0), channels = weight.size(1) * groups;
   check_sizes({n, channels, height, width}, sizes_of(weight), sizes_of(grad_output), w, groups);
-  Tensor result = empty_image(n, channels, height, width, suggests_channels_last(grad_output), weight.scalar_type(), weight);
+  Tensor result = result_like(grad_output, channels, height, width);
   if (n == 0) return result;
   const Tensor dense = torch::stable::contiguous(weight);
 #ifndef SEGOPS_DEVICE_KERNELS
@@ -347,7 +337,7 @@ Tensor grad_weight(const Tensor& input, const Tensor& grad_output, const Tensor&
   check_image(weight, kConv, "weight");
   check_alike(grad_output, input, "grad_output");
   check_alike(weight, input, "weight");
-  const Dtype dtype = floating_dtype(input, "input");
+  const Dtype dtype = floating_dtype(input, kConv, "input");
   const ConvWindow w = window_of(window, weight.size(2), weight.size(3));
   check_sizes(sizes_of(input), sizes_of(weight), sizes_of(grad_output), w, groups);
 #ifdef SEGOPS_DEVICE_KERNELS

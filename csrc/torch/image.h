@@ -7,9 +7,7 @@ namespace segops::binding {
 
 inline void check_image(const Tensor& t, const char* op, const char* name) {
   check(t.dim() == 4, "segops.", op, ": ", name, " must be [N, C, H, W], got ", to_text(t));
-#ifdef USE_CUDA
-  check(!t.is_cpu(), "segops.", op, ": ", name, " must be on the device of the other tensors, got a CPU tensor");
-#endif
+  check_on_device(t, op, name);
 }
 
 // Whether a result that follows t is channels last: torch's suggest_memory_format, as the fakes in Python use it.
@@ -49,7 +47,7 @@ inline Image as_image(const Tensor& t) {
 // A floating-point image that has pixels, for a result of [height, width].
 inline Image checked_image(const Tensor& t, const char* op, const char* name, int64_t height, int64_t width) {
   check_image(t, op, name);
-  check(dtype_of(t, "segops: image") <= Dtype::float16, "segops.", op, ": ", name, " must be floating point");
+  floating_dtype(t, op, name);
   check(t.size(2) > 0 && t.size(3) > 0, "segops.", op, ": ", name, " must have pixels, got ", to_text(t));
   check(height > 0 && width > 0, "segops.", op, ": the size must be at least 1 in each dimension, got ",
         to_text({height, width}));
@@ -63,6 +61,11 @@ inline Tensor empty_image(int64_t n, int64_t c, int64_t h, int64_t w, bool chann
                           const Tensor& like) {
   if (!channels_last) return empty({n, c, h, w}, type, like);
   return empty({n, c, h, w}, {h * w * c, 1, w * c, c}, type, like);
+}
+
+// Of the images and the type of `like`, laid out as a result that follows it.
+inline Tensor result_like(const Tensor& like, int64_t c, int64_t h, int64_t w) {
+  return empty_image(like.size(0), c, h, w, suggests_channels_last(like), like.scalar_type(), like);
 }
 
 }  // namespace segops::binding

@@ -1,13 +1,10 @@
 // What the bindings of the losses have in common.
 #pragma once
+#include "segops/interpolate.h"
 #include "segops/planes.h"
 #include "tensor.h"
 
 namespace segops::binding {
-
-inline ScalarType accumulation_type(const Tensor& logits) {
-  return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 inline const double* table(const std::optional<Tensor>& t, int64_t elements, const char* op, const char* name,
                            const Tensor& like) {
@@ -18,8 +15,11 @@ inline const double* table(const std::optional<Tensor>& t, int64_t elements, con
   return static_cast<const double*>(t->const_data_ptr());
 }
 
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
-  return t ? std::optional<Tensor>(torch::stable::contiguous(*t)) : std::nullopt;
+// A table of derivatives, which autograd hands over expanded: t becomes the copy that is pointed into.
+inline const double* gradient_table(std::optional<Tensor>& t, int64_t elements, const char* op, const char* name,
+                                    const Tensor& like) {
+  if (t) t = torch::stable::contiguous(*t);
+  return table(t, elements, op, name, like);
 }
 
 // Images [N, C, H, W] as the operators on planes see them.
@@ -34,6 +34,11 @@ inline void check_coarse(const Tensor& logits, int64_t height, int64_t width, co
   check(logits.size(2) > 0 && logits.size(2) <= height && logits.size(3) > 0 && logits.size(3) <= width, "segops.", op,
         ": coarse logits must have at least one pixel and no more than target in each dimension, got ", to_text(logits),
         " and ", to_text(target));
+}
+
+inline CoarseLogits coarse_of(const Pixels& logits, int64_t height, int64_t width, bool align_corners) {
+  return {planes_of(logits.tensor.const_data_ptr(), logits), linear_axis(logits.tensor.size(2), height, align_corners, 0),
+          linear_axis(logits.tensor.size(3), width, align_corners, 0)};
 }
 
 }  // namespace segops::binding

@@ -26,7 +26,7 @@ void launch(const MaxUnpoolBackward& p, const Tensor& on) {
   check(cuda::max_unpool2d_backward(p, Queue(on).stream()), kUnpool);
 }
 void launch(const MaxUnpoolFlat& p, const Tensor& on) {
-  Tensor scratch = empty({cuda::max_unpool2d_flat_scratch_bytes(p)}, ScalarType::Byte, on);
+  Tensor scratch = scratch_of(cuda::max_unpool2d_flat_scratch_bytes(p), on);
   check(cuda::max_unpool2d_flat(p, scratch.mutable_data_ptr(), Queue(on).stream()), kUnpool);
 }
 void launch(const MaxUnpoolFlatBackward& p, const Tensor& on) {
@@ -39,10 +39,6 @@ void launch(const MaxUnpoolBackward& p, const Tensor&) { check(max_unpool2d_back
 void launch(const MaxUnpoolFlat& p, const Tensor&) { check(max_unpool2d_flat(p, threads()), kUnpool); }
 void launch(const MaxUnpoolFlatBackward& p, const Tensor&) { check(max_unpool2d_flat_backward(p, threads()), kUnpool); }
 #endif
-
-bool warm(Tensor& output) {
-  return output.is_cpu() && is_warm(output.mutable_data_ptr(), static_cast<size_t>(output.numel()) * output.element_size());
-}
 
 struct Windows {
   WindowAxis vertical, horizontal;
@@ -96,10 +92,6 @@ Image indices_in_layout(const Tensor& indices, const Tensor& like, ScalarType ty
   return in_layout(indices, channels_last);
 }
 
-void check_floating(const Tensor& t, const char* what) {
-  check(dtype_of(t, what) <= Dtype::float16, "segops.", kUnpool, ": ", what, " must be floating point");
-}
-
 std::tuple<Tensor, Tensor> pool(const Tensor& input, std::vector<int64_t> window, bool ceil_mode) {
   check_image(input, kPool, "input");
   const Windows windows = windows_of(window, kPool);
@@ -112,49 +104,43 @@ std::tuple<Tensor, Tensor> pool(const Tensor& input, std::vector<int64_t> window
   Tensor output = empty_image(input.size(0), input.size(1), h, w, last, input.scalar_type(), input);
   Tensor indices = empty_image(input.size(0), input.size(1), h, w, last, ScalarType::Byte, input);
   MaxPool p{};
-  p.dtype = dtype_of(input, "segops.max_pool2d: input");
+  p.dtype = dtype_of(input, kPool, "input");
   p.input = image.planes;
   p.output = planes_of(output);
   p.indices = planes_of(static_cast<uint8_t*>(indices.mutable_data_ptr()), indices);
   p.vertical = windows.vertical;
   p.horizontal = windows.horizontal;
-  p.warm = warm(output) && warm(indices);
+  p.warm = is_warm(output) && is_warm(indices);
   launch(p, input);
   return {output, indices};
-}
-
-// What a call does about the bad indices it met.
-void report(const Tensor& record, const BadData* bad, const Tensor& indices, int64_t height, int64_t width, int64_t kernel_h,
-            int64_t kernel_w, int64_t on_bad) {
-  if (on_bad == kRaiseBad && record.is_cpu() && bad->count > 0)
-    fail(describe_bad_indices(kUnpool, *bad, sizes_of(indices), height, width, kernel_h, kernel_w));
-  if (on_bad != kRecordBad) note_bad_data(record, on_bad);
 }
 
 template <class Index>
 constexpr ScalarType kIndexType = sizeof(Index) == 1 ? ScalarType::Byte : ScalarType::Long;
 
-// The output of params `p`, which hold what only one kind of index needs, and its record. kernel_h, kernel_w: as report's.
+// The output of params `p`, which hold what only one kind of index needs, and its record. kernel_h, kernel_w: of windows, 0
+// for flat indices.
 template <class Index, class Params>
 std::tuple<Tensor, Tensor> unpooled(Params p, const Tensor& input, const Tensor& indices, int64_t height, int64_t width,
                                     bool accumulate, int64_t on_bad, int64_t kernel_h, int64_t kernel_w) {
   check_image(input, kUnpool, "input");
   check(height > 0 && width > 0 && height <= INT64_MAX / width, "segops.", kUnpool, ": the output must have pixels, got ",
         to_text({height, width}));
-  if (accumulate) check_floating(input, "input");
+  p.dtype = accumulate ? floating_dtype(input, kUnpool, "input") : dtype_of(input, kUnpool, "input");
   const bool last = suggests_channels_last(input);
   const Image image = in_layout(input, last), own = indices_in_layout(indices, input, kIndexType<Index>, last);
   Tensor output = empty_image(input.size(0), input.size(1), height, width, last, input.scalar_type(), input);
   Tensor record = empty({kBadDataFields}, ScalarType::Long, input);
-  p.dtype = dtype_of(input, "segops.max_unpool2d: input");
   p.input = image.planes;
   p.indices = as<const Index>(own.planes);
   p.output = planes_of(output);
   p.accumulate = accumulate;
   p.bad_indices = static_cast<BadData*>(record.mutable_data_ptr());
-  p.warm = warm(output);
+  p.warm = is_warm(output);
   launch(p, input);
-  report(record, p.bad_indices, indices, height, width, kernel_h, kernel_w, on_bad);
+  report_bad_data(record, on_bad, [&](const BadData& bad) {
+    return describe_bad_indices(kUnpool, bad, sizes_of(indices), height, width, kernel_h, kernel_w);
+  });
   return {output, record};
 }
 
@@ -162,7 +148,7 @@ std::tuple<Tensor, Tensor> unpooled(Params p, const Tensor& input, const Tensor&
 template <class Index, class Params>
 Tensor picked(Params p, const Tensor& grad_output, const Tensor& indices) {
   check_image(grad_output, kUnpool, "grad_output");
-  check_floating(grad_output, "grad_output");
+  p.dtype = floating_dtype(grad_output, kUnpool, "grad_output");
   check_image(indices, kUnpool, "indices");
   check(indices.size(0) == grad_output.size(0) && indices.size(1) == grad_output.size(1), "segops.", kUnpool,
         ": indices must be of the images and channels of the gradient");
@@ -171,11 +157,10 @@ Tensor picked(Params p, const Tensor& grad_output, const Tensor& indices) {
   const Image image = in_layout(grad_output, last), own = indices_in_layout(indices, indices, kIndexType<Index>, last);
   Tensor grad_input = empty_image(indices.size(0), indices.size(1), indices.size(2), indices.size(3), last,
                                   grad_output.scalar_type(), grad_output);
-  p.dtype = dtype_of(grad_output, "segops.max_unpool2d: grad_output");
   p.grad_output = image.planes;
   p.indices = as<const Index>(own.planes);
   p.grad_input = planes_of(grad_input);
-  if constexpr (sizeof(Index) == 1) p.warm = warm(grad_input);
+  if constexpr (sizeof(Index) == 1) p.warm = is_warm(grad_input);
   launch(p, grad_output);
   return grad_input;
 }

@@ -29,7 +29,7 @@ Tensor observe(const Tensor& prediction, const Tensor& target, const Tensor& nea
   Tensor observed = empty({sizes[0], kSaliencyFields}, ScalarType::Double, prediction);
   SaliencyMaps p{};
   p.prediction = maps.const_data_ptr();
-  p.prediction_dtype = dtype_of(prediction, "segops.saliency_maps: prediction");
+  p.prediction_dtype = dtype_of(prediction, kMaps, "prediction");
   p.target = static_cast<const uint8_t*>(masks.const_data_ptr());
   p.nearness = static_cast<const double*>(nearness.const_data_ptr());
   p.maps = sizes[0];

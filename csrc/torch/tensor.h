@@ -49,7 +49,8 @@ inline void check(Status status, const char* op) {
   check(status == Status::ok, "segops.", op, ": not supported for these arguments");
 }
 
-inline Dtype dtype_of(const Tensor& t, const char* what) {
+// Of the argument `name` of `op`.
+inline Dtype dtype_of(const Tensor& t, const char* op, const char* name) {
   switch (t.scalar_type()) {
     case ScalarType::Float: return Dtype::float32;
     case ScalarType::Double: return Dtype::float64;
@@ -60,8 +61,19 @@ inline Dtype dtype_of(const Tensor& t, const char* what) {
     case ScalarType::Int: return Dtype::int32;
     case ScalarType::Long: return Dtype::int64;
     case ScalarType::Char: return Dtype::int8;
-    default: fail(what, ": dtype not supported");
+    default: fail("segops.", op, ": ", name, ": dtype not supported");
   }
+}
+
+inline Dtype floating_dtype(const Tensor& t, const char* op, const char* name) {
+  const Dtype dtype = dtype_of(t, op, name);
+  check(dtype <= Dtype::float16, "segops.", op, ": ", name, " must be floating point");
+  return dtype;
+}
+
+// What numbers of t's floating-point type are accumulated in.
+inline ScalarType accumulation_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) {
@@ -74,6 +86,14 @@ inline std::vector<int64_t> sizes_of(const Tensor& t) {
 inline void check_device(const Tensor& t, const Tensor& like, const char* op, const char* name) {
   check(t.is_cpu() == like.is_cpu() && t.get_device_index() == like.get_device_index(), "segops.", op, ": ", name,
         " must be on the device of the other tensors");
+}
+
+// The library of a device is called with a tensor of the CPU where only another argument is on the device.
+inline void check_on_device([[maybe_unused]] const Tensor& t, [[maybe_unused]] const char* op,
+                            [[maybe_unused]] const char* name) {
+#ifdef USE_CUDA
+  check(!t.is_cpu(), "segops.", op, ": ", name, " must be on the device of the other tensors, got a CPU tensor");
+#endif
 }
 
 // Sizes as a message tells them: written where a check fails, which costs a call that passes it nothing.
@@ -106,20 +126,21 @@ inline void advise_huge_pages(void* data, size_t bytes) {
 #endif
 }
 
-// Whether memory has been touched before. Stores past the caches are good there; on a fresh page, which the system clears
-// through the caches at the first store, they cost the more. Nobody asks for less than a cache holds: that is called cold.
-inline bool is_warm(const void* data, size_t bytes) {
-  if (bytes < size_t{1} << 20) return false;
+// Whether a tensor of the CPU has memory that has been touched before. Stores past the caches are good there; on a fresh
+// page, which the system clears through the caches at the first store, they cost the more. Nobody asks for less than a cache
+// holds: that is called cold.
+inline bool is_warm(const Tensor& t) {
+  const size_t bytes = static_cast<size_t>(t.numel()) * t.element_size();
+  if (!t.is_cpu() || bytes < size_t{1} << 20) return false;
 #ifdef __linux__
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
   for (size_t at : {bytes / 4, bytes / 2, bytes - bytes / 4}) {
     unsigned char resident = 0;
     if (mincore(reinterpret_cast<void*>((begin + at) & ~(page - 1)), 1, &resident) != 0 || !(resident & 1)) return false;
   }
   return true;
 #else
-  (void)data, (void)bytes;
   return false;
 #endif
 }
@@ -227,6 +248,9 @@ class Queue {
 #endif
   void* stream_ = nullptr;
 };
+
+// Memory on the device of `like`, aligned to 16 bytes at least.
+inline Tensor scratch_of(int64_t bytes, const Tensor& like) { return empty({bytes}, ScalarType::Byte, like); }
 
 inline void check(cuda::Failure failure, const char* op) {
   check(failure == nullptr, "segops.", op, ": ", failure ? failure : "");

@@ -35,19 +35,16 @@ std::tuple<Tensor, Tensor> argmax(const Tensor& logits, int64_t height, int64_t 
         to_text({height, width}));
   check(logits.size(1) > 0 && logits.size(2) > 0 && logits.size(3) > 0, "segops.", kArgmax,
         ": logits must have classes and pixels, got ", to_text(logits));
-  const bool wide = logits.scalar_type() == ScalarType::Double;
   Tensor labels = empty({logits.size(0), height, width}, dtype, logits);
-  Tensor score =
-      empty(with_score ? sizes_of(labels) : std::vector<int64_t>{0}, wide ? ScalarType::Double : ScalarType::Float, logits);
+  Tensor score = empty(with_score ? sizes_of(labels) : std::vector<int64_t>{0}, accumulation_type(logits), logits);
   const Image image = as_image(logits);
 
   UpsampleArgmax p{};
-  p.logits_dtype = dtype_of(logits, "segops.upsample_argmax: logits");
-  check(p.logits_dtype <= Dtype::float16, "segops.", kArgmax, ": logits must be floating point");
+  p.logits_dtype = floating_dtype(logits, kArgmax, "logits");
   p.logits = image.planes;
   p.vertical = linear_axis(logits.size(2), height, align_corners, 0);
   p.horizontal = linear_axis(logits.size(3), width, align_corners, 0);
-  p.labels_dtype = dtype_of(labels, "segops.upsample_argmax: labels");
+  p.labels_dtype = dtype_of(labels, kArgmax, "labels");
   check(p.labels_dtype >= Dtype::uint8 && logits.size(1) <= most_classes(p.labels_dtype), "segops.", kArgmax,
         ": dtype must be an integer type that holds ", logits.size(1), " classes");
   p.labels = labels.mutable_data_ptr();

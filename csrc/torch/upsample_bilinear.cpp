@@ -31,25 +31,21 @@ void launch(const UpsampleBilinearBackward& p, const Tensor&) {
 void launch(const UpsampleCat& p, const Tensor&) { check(upsample_cat(p, threads()), kCat); }
 #endif
 
-Tensor result_of(const Tensor& like, int64_t channels, int64_t height, int64_t width) {
-  return empty_image(like.size(0), channels, height, width, suggests_channels_last(like), like.scalar_type(), like);
-}
-
 UpsampleBilinear interpolation(const Image& input, const Tensor& whole, const Planes& output, bool align_corners,
                                double scale_h, double scale_w) {
   UpsampleBilinear p{};
-  p.dtype = dtype_of(input.tensor, kUpsample);
+  p.dtype = dtype_of(input.tensor, kUpsample, "input");
   p.input = input.planes;
   p.output = output;
   p.vertical = linear_axis(input.planes.height, output.height, align_corners, scale_h);
   p.horizontal = linear_axis(input.planes.width, output.width, align_corners, scale_w);
-  p.warm = whole.is_cpu() && is_warm(whole.const_data_ptr(), static_cast<size_t>(whole.numel()) * whole.element_size());
+  p.warm = is_warm(whole);
   return p;
 }
 
 Tensor forward(const Tensor& input, int64_t height, int64_t width, bool align_corners, double scale_h, double scale_w) {
   const Image image = checked_image(input, kUpsample, "input", height, width);
-  Tensor output = result_of(input, input.size(1), height, width);
+  Tensor output = result_like(input, input.size(1), height, width);
   launch(interpolation(image, output, planes_of(output), align_corners, scale_h, scale_w), input);
   return output;
 }
@@ -57,9 +53,9 @@ Tensor forward(const Tensor& input, int64_t height, int64_t width, bool align_co
 Tensor backward(const Tensor& grad_output, int64_t height, int64_t width, bool align_corners, double scale_h,
                 double scale_w) {
   const Image image = checked_image(grad_output, kUpsample, "grad_output", height, width);
-  Tensor grad_input = result_of(grad_output, grad_output.size(1), height, width);
+  Tensor grad_input = result_like(grad_output, grad_output.size(1), height, width);
   UpsampleBilinearBackward p{};
-  p.dtype = dtype_of(grad_output, kUpsample);
+  p.dtype = dtype_of(grad_output, kUpsample, "grad_output");
   p.grad_output = image.planes;
   p.grad_input = planes_of(grad_input);
   p.vertical = linear_axis(height, grad_output.size(2), align_corners, scale_h);
@@ -75,7 +71,7 @@ Tensor cat(const Tensor& input, const Tensor& skip, bool align_corners, bool ski
   check_device(skip, input, kCat, "skip");
   check(skip.size(0) == input.size(0) && skip.scalar_type() == input.scalar_type(), "segops.", kCat,
         ": skip must have the batch and the dtype of input, got ", to_text(skip), " for ", to_text(input));
-  Tensor output = result_of(input, input.size(1) + skip.size(1), skip.size(2), skip.size(3));
+  Tensor output = result_like(input, input.size(1) + skip.size(1), skip.size(2), skip.size(3));
   const auto part = [&](int64_t first, int64_t channels) {
     Planes p = planes_of(output);
     p.data = static_cast<char*>(p.data) + first * p.stride_c * static_cast<int64_t>(output.element_size());

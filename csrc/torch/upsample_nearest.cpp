@@ -27,33 +27,25 @@ void launch(const UpsampleNearestBackward& p, const Tensor&) { check(upsample_ne
 void launch(const BedOfNails& p, const Tensor&) { check(bed_of_nails2d(p, threads()), kNails); }
 #endif
 
-bool warm(Tensor& output) {
-  return output.is_cpu() && is_warm(output.mutable_data_ptr(), static_cast<size_t>(output.numel()) * output.element_size());
-}
-
-Tensor result_of(const Tensor& t, int64_t height, int64_t width) {
-  return empty_image(t.size(0), t.size(1), height, width, suggests_channels_last(t), t.scalar_type(), t);
-}
-
 Tensor forward(const Tensor& input, int64_t height, int64_t width, double scale_h, double scale_w) {
   const Image image = checked_image(input, kNearest, "input", height, width);
-  Tensor output = result_of(input, height, width);
+  Tensor output = result_like(input, input.size(1), height, width);
   UpsampleNearest p{};
-  p.dtype = dtype_of(input, kNearest);
+  p.dtype = dtype_of(input, kNearest, "input");
   p.input = image.planes;
   p.output = planes_of(output);
   p.vertical = nearest_axis(input.size(2), height, scale_h);
   p.horizontal = nearest_axis(input.size(3), width, scale_w);
-  p.warm = warm(output);
+  p.warm = is_warm(output);
   launch(p, input);
   return output;
 }
 
 Tensor backward(const Tensor& grad_output, int64_t height, int64_t width, double scale_h, double scale_w) {
   const Image image = checked_image(grad_output, kNearest, "grad_output", height, width);
-  Tensor grad_input = result_of(grad_output, height, width);
+  Tensor grad_input = result_like(grad_output, grad_output.size(1), height, width);
   UpsampleNearestBackward p{};
-  p.dtype = dtype_of(grad_output, kNearest);
+  p.dtype = dtype_of(grad_output, kNearest, "grad_output");
   p.grad_output = image.planes;
   p.grad_input = planes_of(grad_input);
   p.vertical = nearest_axis(height, grad_output.size(2), scale_h);
@@ -77,14 +69,14 @@ Tensor nails(const Tensor& input, int64_t scale, bool transposed) {
     width *= scale;
   }
   const Image image = checked_image(input, kNails, transposed ? "grad_output" : "input", height, width);
-  Tensor output = result_of(input, height, width);
+  Tensor output = result_like(input, input.size(1), height, width);
   BedOfNails p{};
-  p.dtype = dtype_of(input, kNails);
+  p.dtype = dtype_of(input, kNails, "input");
   p.input = image.planes;
   p.output = planes_of(output);
   p.scale = scale;
   p.transposed = transposed;
-  p.warm = warm(output);
+  p.warm = is_warm(output);
   launch(p, input);
   return output;
 }

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segops._dtypes import dtype_name
 from segops.data.files import pillow
 
 
@@ -149,10 +150,10 @@ def save_label_png(path: str | Path, labels: Tensor, palette: Tensor, ignore_ind
 
 def _checked(name: str, labels: Tensor, palette: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
     if labels.is_floating_point() or labels.is_complex() or labels.ndim < 2:
-        kind = str(labels.dtype).removeprefix("torch.")
+        kind = dtype_name(labels.dtype)
         raise TypeError(f"{name}: labels must be integers [..., H, W], got {kind} {list(labels.shape)}")
     if palette.dtype != torch.uint8 or palette.ndim != 2 or palette.shape[1] != 3 or not 1 <= len(palette) <= 256:
-        kind = str(palette.dtype).removeprefix("torch.")
+        kind = dtype_name(palette.dtype)
         raise TypeError(f"{name}: palette must be uint8 [K, 3] of 1 .. 256 colors, got {kind} {list(palette.shape)}")
     labels = labels.long()
     bad = (labels < 0) | (labels >= len(palette))

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segops._dtypes import FLOATING
 from segops._layout import check_dense
 from segops.metrics.saliency_maps import Measures, Observed, f_measure, measures, observe
 from segops.metrics.sums import SummedMetric
 from segops.ops.saliency_maps import LEVELS
 
-_FLOAT = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _SCALARS, _CURVES = Measures._fields[:5], Measures._fields[5:]
 #: The sums: how many maps, how many of them have values that are none, the measures.
 _SIZE = 2 + len(_SCALARS) + LEVELS * len(_CURVES)
@@ -191,8 +191,8 @@ def _checked(prediction: Any, target: Any, name: str) -> list[tuple[Tensor, Tens
 
 def _pair(prediction: Any, target: Any, name: str, at: str) -> tuple[Tensor, Tensor]:
     for what, t, dtypes in (
-        ("prediction", prediction, (torch.uint8, *_FLOAT)),
-        ("target", target, (torch.bool, torch.uint8, *_FLOAT)),
+        ("prediction", prediction, (torch.uint8, *FLOATING)),
+        ("target", target, (torch.bool, torch.uint8, *FLOATING)),
     ):
         check_dense(name.removeprefix("segops."), f"{what}{at}", t)
         if t.dtype not in dtypes:

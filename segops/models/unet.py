@@ -70,7 +70,21 @@ def _down_and_up(input: Tensor, down: nn.ModuleList, pool: MaxPool2d, ups: nn.Mo
     return levels.pop()
 
 
-class _Up(nn.Module):
+class _Joining(nn.Module):
+    """Of the two last of the levels: joined, and two convolutions."""
+
+    conv: nn.Sequential
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        first, second = self.conv
+        output: Tensor = second(first(self._joined(levels.pop(), levels.pop())))
+        return output
+
+    def _joined(self, input: Tensor, skip: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _Up(_Joining):
     """Of the two last of the levels: the lower one doubled, filled up with zeros to the skip connection's size, after
     that, and two convolutions."""
 
@@ -83,11 +97,6 @@ class _Up(nn.Module):
         self.up_cat = UpsampleCat(align_corners=True) if bilinear else None
         self.cat = Cat()
         self.conv = _double_conv(in_channels, out_channels, half if bilinear else out_channels)
-
-    def forward(self, levels: list[Tensor]) -> Tensor:
-        first, second = self.conv
-        output: Tensor = second(first(self._joined(levels.pop(), levels.pop())))
-        return output
 
     def _joined(self, input: Tensor, skip: Tensor) -> Tensor:
         # Pooling drops the last row and column of an odd size, so there may be one to fill.
@@ -174,18 +183,13 @@ def _double_valid(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(ConvReLU(in_channels, out_channels, 3), ConvReLU(out_channels, out_channels, 3))
 
 
-class _UpValid(nn.Module):
+class _UpValid(_Joining):
     """The map doubled, before the middle of the skip connection, and two convolutions."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
         self.up = _transposed(in_channels)
         self.conv = _double_valid(in_channels, in_channels // 2)
-
-    def forward(self, levels: list[Tensor]) -> Tensor:
-        first, second = self.conv
-        output: Tensor = second(first(self._joined(levels.pop(), levels.pop())))
-        return output
 
     def _joined(self, input: Tensor, skip: Tensor) -> Tensor:
         up = self.up(input)

@@ -13,7 +13,14 @@ from segops.ops.dice_ce_loss import DiceCELossParts, dice_ce_loss
 from segops.ops.loss_arguments import Overlap
 
 
-class DiceCELoss(nn.Module):
+class _Loss(nn.Module):
+    options: dict[str, Any]
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
+
+
+class DiceCELoss(_Loss):
     """:func:`segops.dice_ce_loss` with its options held by a module.
 
     Args: the keyword arguments of :func:`segops.dice_ce_loss` but `pixel_weight`, which goes to the call. `weight` and
@@ -51,7 +58,7 @@ class DiceCELoss(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("dice_class_weight", dice_class_weight, persistent=False)
-        self.options: dict[str, Any] = {
+        self.options = {
             "ignore_index": ignore_index,
             "label_smoothing": label_smoothing,
             "ce_weight": ce_weight,
@@ -82,11 +89,8 @@ class DiceCELoss(nn.Module):
             **self.options,
         )
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
 
-
-class DiceBCELoss(nn.Module):
+class DiceBCELoss(_Loss):
     """:func:`segops.dice_bce_loss` with its options held by a module.
 
     Args: the keyword arguments of :func:`segops.dice_bce_loss` but `pixel_weight`, which goes to the call. `pos_weight`
@@ -119,7 +123,7 @@ class DiceBCELoss(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("pos_weight", pos_weight, persistent=False)
-        self.options: dict[str, Any] = {
+        self.options = {
             "ignore_index": ignore_index,
             "bce_weight": bce_weight,
             "dice_weight": dice_weight,
@@ -140,9 +144,6 @@ class DiceBCELoss(nn.Module):
         self, logits: Tensor, target: Tensor, pixel_weight: Tensor | None = None
     ) -> Tensor | tuple[Tensor, DiceBCELossParts]:
         return dice_bce_loss(logits, target, pos_weight=self.pos_weight, pixel_weight=pixel_weight, **self.options)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value is not None)
 
 
 class DeepSupervisionLoss(nn.Module):

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from segops import backends, errors
-from segops._dtypes import FLOATING
+from segops._dtypes import FLOATING, LABELS, dtype_name
 from segops._layout import check_dense
 from segops._library import define_op
 from segops.reference import confusion_matrix as reference
 
 OP = "confusion_matrix"
-_LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 _INTEGER = (int, torch.SymInt)
 
 
@@ -113,13 +112,13 @@ def _check(prediction: Any, target: Any, num_classes: Any, ignore_index: Any) ->
     """The number of classes."""
     for name, t in (("prediction", prediction), ("target", target)):
         check_dense(OP, name, t)
-    if prediction.dtype not in (*FLOATING, *_LABELS):
+    if prediction.dtype not in (*FLOATING, *LABELS):
         raise TypeError(
             f"segops.{OP}: prediction must be logits (float32, float64, bfloat16 or float16) or a label map (uint8, "
-            f"int16, int32 or int64), got {_name(prediction.dtype)}"
+            f"int16, int32 or int64), got {dtype_name(prediction.dtype)}"
         )
-    if target.dtype not in _LABELS:
-        raise TypeError(f"segops.{OP}: target must be uint8, int16, int32 or int64, got {_name(target.dtype)}")
+    if target.dtype not in LABELS:
+        raise TypeError(f"segops.{OP}: target must be uint8, int16, int32 or int64, got {dtype_name(target.dtype)}")
     for name, value in (("num_classes", num_classes), ("ignore_index", ignore_index)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, _INTEGER)):
             raise TypeError(f"segops.{OP}: {name} must be an int or None, got {type(value).__name__}")
@@ -146,7 +145,3 @@ def _check(prediction: Any, target: Any, num_classes: Any, ignore_index: Any) ->
     if target.device != prediction.device:
         raise ValueError(f"segops.{OP}: target must be on {prediction.device} like prediction, got {target.device}")
     return num_classes
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -15,7 +15,7 @@ from torch import Tensor
 from segops import backends, errors
 from segops._dtypes import accumulation_dtype
 from segops._layout import empty_like_pixels, pixel_stride
-from segops._library import define_op, no_double_backward
+from segops._library import define_op, no_double_backward, refuse_forward_mode
 from segops.ops import loss_arguments as common
 from segops.ops import loss_ranks as ranks
 from segops.ops import loss_statistics
@@ -223,7 +223,7 @@ def dice_bce_loss(
             logits.to(accumulate), target, pos_weight, pixel_weight, ignored, float(focal_gamma), squared
         )
     else:
-        common.refuse_forward_mode(OP, logits)
+        refuse_forward_mode(OP, logits)
         if pixel_stride(logits) is None:
             logits = logits.contiguous()  # once, rather than in forward and in backward
         sums, bce_sums, bce_map, bad_labels = backends.run(

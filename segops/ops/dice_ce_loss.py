@@ -16,7 +16,7 @@ from torch import Tensor
 from segops import backends, errors
 from segops._dtypes import accumulation_dtype
 from segops._layout import empty_like_pixels, pixel_stride
-from segops._library import define_op, no_double_backward
+from segops._library import define_op, no_double_backward, refuse_forward_mode
 from segops.ops import loss_arguments as common
 from segops.ops import loss_ranks as ranks
 from segops.ops import loss_statistics
@@ -227,7 +227,7 @@ def dice_ce_loss(
             logits.to(accumulate), target, weight, pixel_weight, ignore_index, label_smoothing, squared
         )
     else:
-        common.refuse_forward_mode(OP, logits)
+        refuse_forward_mode(OP, logits)
         if pixel_stride(logits) is None:
             logits = logits.contiguous()  # once, rather than in forward and in backward
         sums, ce_sums, ce_map, confusion, bad_labels = backends.run(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segops._dtypes import LABELS
 from segops.ops import loss_arguments as common
 
 OP = "dice_ce_loss"
-LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def check_tensors(
@@ -19,7 +19,7 @@ def check_tensors(
     dice_class_weight: Tensor | None,
 ) -> bool:
     """Whether the logits are of another size than the target and have to be interpolated."""
-    common.check_types(OP, logits, target, LABEL_DTYPES, "uint8, int16, int32 or int64")
+    common.check_types(OP, logits, target, LABELS, "uint8, int16, int32 or int64")
     if logits.ndim < 3:
         raise ValueError(f"segops.{OP}: logits must be [N, C, *spatial], got {list(logits.shape)}")
     if logits.shape[1] < 1:

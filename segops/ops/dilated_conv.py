@@ -12,13 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 
 from segops import _library, backends
-from segops._library import define_op, no_double_backward
+from segops._dtypes import accumulation_dtype
+from segops._layout import empty_image
+from segops._library import define_op, no_double_backward, refuse_forward_mode
 from segops.ops import dilated_conv_arguments as arguments
-from segops.ops.upsample_arguments import SIZES, check_no_tangent
+from segops.ops.upsample_arguments import SIZES
 from segops.recompute import kept
 from segops.reference import dilated_conv as reference
 from segops.reference.dilated_conv import ACTIVATIONS, LEAKY_SLOPE
@@ -29,15 +30,10 @@ _NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
 _FROM_OUTPUT = (None, "relu", "leaky_relu", "sigmoid")
 
 
-def _empty_image(like: Tensor, channels: Any, height: Any, width: Any) -> Tensor:
-    shape = (like.shape[0], channels, height, width)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=suggest_memory_format(like))
-
-
 def _fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     window = rest[5]
     size = (arguments.output_size(input.shape[2 + i], weight.shape[2 + i], *window[i::2]) for i in (0, 1))
-    return _empty_image(input, weight.shape[0], *size)
+    return empty_image(input, weight.shape[0], *size)
 
 
 def _fake_prepack(weight: Tensor, fast: bool) -> Tensor:
@@ -48,7 +44,7 @@ def _fake_prepack(weight: Tensor, fast: bool) -> Tensor:
 def _fake_grad_input(
     grad_output: Tensor, weight: Tensor, height: Any, width: Any, window: list[int], groups: int, fast: bool
 ) -> Tensor:
-    return _empty_image(grad_output, weight.shape[1] * groups, height, width)
+    return empty_image(grad_output, weight.shape[1] * groups, height, width)
 
 
 def _fake_grad_weight(
@@ -71,7 +67,7 @@ def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     needs = dict(zip(names, ctx.needs_input_grad[1:8], strict=True))
     options = (ctx.window, ctx.groups, ctx.fast)
     activation = ACTIVATIONS[ctx.activation]
-    wide = arguments.accumulation_dtype(weight.dtype)
+    wide = accumulation_dtype(weight)
     needs_convolved = needs["scale"] or activation not in _FROM_OUTPUT
     input = ctx.rebuild_input(*parts) if needs["weight"] or needs_convolved else None
 
@@ -268,7 +264,7 @@ def dilated_conv2d(
         return plain
     for t in (input, weight, *vectors, residual):
         if t is not None:
-            check_no_tangent(arguments.OP, t)
+            refuse_forward_mode(arguments.OP, t)
     if prepacked is None or chosen != "native" or _is_differentiated(*everything[:7]):
         output: Tensor = backends.run(chosen, "dilated_conv2d", *everything)
     else:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segops._dtypes import FLOATING
+from segops._dtypes import FLOATING, accumulation_dtype
 from segops._layout import check_dense
 from segops.ops.upsample_arguments import SIZES, check_image, is_beyond
 from segops.reference.dilated_conv import ACTIVATIONS
@@ -71,11 +71,7 @@ def check_vector(name: str, t: Any, channels: int, input: Tensor) -> Tensor | No
     if t.shape != (channels,):
         raise ValueError(f"segops.{OP}: {name} must be [C_out] = [{channels}], got {list(t.shape)}")
     check_device(name, t, input)
-    return t.to(accumulation_dtype(input.dtype))
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return t.to(accumulation_dtype(input))
 
 
 def check_activation(activation: Any, slope: Any) -> int:

@@ -10,10 +10,9 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from segops import errors
-from segops._dtypes import FLOATING, accumulation_dtype
+from segops._dtypes import FLOATING, accumulation_dtype, dtype_name
 from segops._layout import check_dense
 
 INTEGER = (int, torch.SymInt)
@@ -28,11 +27,6 @@ def result_dtype(logits: Tensor) -> torch.dtype:
     kind = logits.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return accumulation_dtype(logits) if autocast else logits.dtype
-
-
-def refuse_forward_mode(op: str, logits: Tensor) -> None:
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(logits).tangent is not None:
-        raise NotImplementedError(f"segops.{op}: forward-mode AD (jvp) is not supported")
 
 
 def overlap_coefficients(op: str, overlap: Overlap) -> tuple[float, float, float, float]:
@@ -113,9 +107,11 @@ def check_types(op: str, logits: Tensor, target: Tensor, label_dtypes: Collectio
     for name, t in (("logits", logits), ("target", target)):
         check_dense(op, name, t)
     if logits.dtype not in FLOATING:
-        raise TypeError(f"segops.{op}: logits must be float32, float64, bfloat16 or float16, got {_name(logits.dtype)}")
+        raise TypeError(
+            f"segops.{op}: logits must be float32, float64, bfloat16 or float16, got {dtype_name(logits.dtype)}"
+        )
     if target.dtype not in label_dtypes:
-        raise TypeError(f"segops.{op}: target must be {labels}, got {_name(target.dtype)}")
+        raise TypeError(f"segops.{op}: target must be {labels}, got {dtype_name(target.dtype)}")
 
 
 def check_target_device(op: str, logits: Tensor, target: Tensor) -> None:
@@ -137,7 +133,7 @@ def check_weights(op: str, logits: Tensor, name: str, given: Tensor | None, *sha
         return
     check_dense(op, name, given)
     if not given.dtype.is_floating_point:
-        raise TypeError(f"segops.{op}: {name} must be floating point, got {_name(given.dtype)}")
+        raise TypeError(f"segops.{op}: {name} must be floating point, got {dtype_name(given.dtype)}")
     if tuple(given.shape) not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"segops.{op}: {name} must be {expected}, got {list(given.shape)}")
@@ -150,7 +146,3 @@ def check_weights(op: str, logits: Tensor, name: str, given: Tensor | None, *sha
 def is_coarse(logits: Tensor, target: Tensor) -> bool:
     """Whether the interpolation of the last two dimensions, of logits to those of the target, shrinks neither."""
     return logits.shape[-2] <= target.shape[-2] and logits.shape[-1] <= target.shape[-1]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -14,10 +14,9 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from segops import backends, errors
-from segops._layout import check_dense
-from segops._library import define_op
+from segops._layout import check_dense, empty_image
+from segops._library import define_op, refuse_forward_mode
 from segops.ops import max_unpool_arguments as arguments
-from segops.ops.upsample_arguments import check_no_tangent
 from segops.recompute import remember
 from segops.reference import max_unpool as reference
 
@@ -25,35 +24,31 @@ _UNPOOL = "max_unpool2d"
 Numbers = int | Sequence[int]
 
 
-def _empty_image(x: Tensor, height: Any, width: Any, dtype: torch.dtype) -> Tensor:
-    shape = (*x.shape[:2], height, width)
-    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=suggest_memory_format(x))
-
-
 def _fake_pool(input: Tensor, window: list[int], ceil_mode: bool) -> tuple[Tensor, Tensor]:
+    c = input.shape[1]
     h = arguments.pooled_length(input.shape[2], window[::2], ceil_mode)
     w = arguments.pooled_length(input.shape[3], window[1::2], ceil_mode)
-    return _empty_image(input, h, w, input.dtype), _empty_image(input, h, w, torch.uint8)
+    return empty_image(input, c, h, w), empty_image(input, c, h, w, torch.uint8)
 
 
 def _fake_unpool(
     input: Tensor, indices: Tensor, height: int, width: int, window: list[int], accumulate: bool, on_bad: int
 ) -> tuple[Tensor, Tensor]:
-    return _empty_image(input, height, width, input.dtype), input.new_empty(3, dtype=torch.int64)
+    return empty_image(input, input.shape[1], height, width), input.new_empty(3, dtype=torch.int64)
 
 
 def _fake_unpool_backward(grad_output: Tensor, indices: Tensor, window: list[int], accumulate: bool) -> Tensor:
-    return _empty_image(grad_output, indices.shape[2], indices.shape[3], grad_output.dtype)
+    return empty_image(grad_output, *indices.shape[1:])
 
 
 def _fake_flat(
     input: Tensor, indices: Tensor, height: int, width: int, accumulate: bool, on_bad: int
 ) -> tuple[Tensor, Tensor]:
-    return _empty_image(input, height, width, input.dtype), input.new_empty(3, dtype=torch.int64)
+    return empty_image(input, input.shape[1], height, width), input.new_empty(3, dtype=torch.int64)
 
 
 def _fake_flat_backward(grad_output: Tensor, indices: Tensor) -> Tensor:
-    return _empty_image(grad_output, indices.shape[2], indices.shape[3], grad_output.dtype)
+    return empty_image(grad_output, *indices.shape[1:])
 
 
 def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -207,7 +202,7 @@ def max_pool2d(
         output = output.to(input.dtype).contiguous(memory_format=memory_format)
         indices = indices.contiguous(memory_format=memory_format)
     else:
-        check_no_tangent(op, input)
+        refuse_forward_mode(op, input)
         output, indices = backends.run(chosen, "max_pool2d", images, window, ceil_mode)
     return (output, indices) if input.ndim == 4 else (output.squeeze(0), indices.squeeze(0))
 
@@ -269,7 +264,7 @@ def max_unpool2d(
     if chosen == "reference":
         output = _unpool_by_definition(*batched, height, width, window)
     else:
-        check_no_tangent(_UNPOOL, input)
+        refuse_forward_mode(_UNPOOL, input)
         how = errors.on_bad("raise", input)
         if local:
             output, bad = backends.run(chosen, "max_unpool2d", *batched, height, width, window, False, how)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
 
 from segops._dtypes import FLOATING
 from segops._layout import check_dense
@@ -23,12 +21,6 @@ def check_image(op: str, name: str, x: Any) -> None:
         raise TypeError(f"segops.{op}: {name} must be float32, float64, bfloat16 or float16, got {x.dtype}")
     if x.ndim != 4 or 0 in x.shape[1:]:
         raise ValueError(f"segops.{op}: {name} must be [N, C, h, w] with C, h and w at least 1, got {list(x.shape)}")
-
-
-def check_no_tangent(op: str, x: Tensor) -> None:
-    """Kernels have no forward derivative, and would drop the tangent of `x` without a word."""
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
-        raise NotImplementedError(f"segops.{op}: forward-mode AD (jvp) is not supported")
 
 
 def output_geometry(

@@ -11,28 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from segops import backends
-from segops._library import define_op
-from segops.ops.upsample_arguments import check_image, check_no_tangent, output_geometry
+from segops._layout import empty_image
+from segops._library import define_op, refuse_forward_mode
+from segops.ops.upsample_arguments import check_image, output_geometry
 from segops.recompute import remember
 from segops.reference import upsample_bilinear as reference
 
 _ORDERS = ("skip_first", "up_first")
 
 
-def _empty_image(like: Tensor, channels: Any, height: Any, width: Any) -> Tensor:
-    shape = (like.shape[0], channels, height, width)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=suggest_memory_format(like))
-
-
 def _fake_upsample(x: Tensor, height: int, width: int, align_corners: bool, scale_h: float, scale_w: float) -> Tensor:
-    return _empty_image(x, x.shape[1], height, width)
+    return empty_image(x, x.shape[1], height, width)
 
 
 def _fake_cat(input: Tensor, skip: Tensor, align_corners: bool, skip_first: bool) -> Tensor:
-    return _empty_image(input, input.shape[1] + skip.shape[1], *skip.shape[2:])
+    return empty_image(input, input.shape[1] + skip.shape[1], *skip.shape[2:])
 
 
 def _save_geometry(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -129,7 +124,7 @@ def upsample_bilinear2d(
     chosen = backends.resolve(backend, input.device)
     if chosen == "reference":
         return reference.upsample_bilinear2d(input, height, width, align_corners, *scales)
-    check_no_tangent(op, input)
+    refuse_forward_mode(op, input)
     output: Tensor = backends.run(chosen, "upsample_bilinear2d", input, height, width, align_corners, *scales)
     return output
 
@@ -183,8 +178,8 @@ def upsample_cat(
     chosen = backends.resolve(backend, input.device)
     if chosen == "reference":
         return reference.upsample_cat(input, skip, align_corners, order == "skip_first")
-    check_no_tangent(op, input)
-    check_no_tangent(op, skip)
+    refuse_forward_mode(op, input)
+    refuse_forward_mode(op, skip)
     output: Tensor = backends.run(chosen, "upsample_cat", input, skip, align_corners, order == "skip_first")
 
     def again(input: Tensor, skip: Tensor) -> Tensor:

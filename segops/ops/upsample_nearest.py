@@ -8,31 +8,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from segops import backends
-from segops._library import define_op
-from segops.ops.upsample_arguments import SIZES, check_image, check_no_tangent, output_geometry
+from segops._layout import empty_image
+from segops._library import define_op, refuse_forward_mode
+from segops.ops.upsample_arguments import SIZES, check_image, output_geometry
 from segops.reference import upsample_nearest as reference
 
 
-def _empty_image(x: Tensor, height: Any, width: Any) -> Tensor:
-    shape = (*x.shape[:2], height, width)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=suggest_memory_format(x))
-
-
 def _fake_upsample(x: Tensor, height: int, width: int, scale_h: float, scale_w: float) -> Tensor:
-    return _empty_image(x, height, width)
+    return empty_image(x, x.shape[1], height, width)
 
 
 def _fake_nails(input: Tensor, scale: int) -> Tensor:
-    return _empty_image(input, input.shape[2] * scale, input.shape[3] * scale)
+    return empty_image(input, input.shape[1], input.shape[2] * scale, input.shape[3] * scale)
 
 
 def _fake_nails_backward(grad_output: Tensor, scale: int) -> Tensor:
-    return _empty_image(grad_output, grad_output.shape[2] // scale, grad_output.shape[3] // scale)
+    return empty_image(grad_output, grad_output.shape[1], grad_output.shape[2] // scale, grad_output.shape[3] // scale)
 
 
 def _save_geometry(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -124,7 +118,7 @@ def upsample_nearest2d(
     chosen = backends.resolve(backend, input.device)
     if chosen == "reference":
         return reference.upsample_nearest2d(_accumulated(input), *geometry).to(input.dtype)
-    check_no_tangent("upsample_nearest2d", input)
+    refuse_forward_mode("upsample_nearest2d", input)
     output: Tensor = backends.run(chosen, "upsample_nearest2d", input, *geometry)
     return output
 
@@ -160,7 +154,7 @@ def bed_of_nails2d(input: Tensor, scale: int, *, backend: str | None = None) -> 
     chosen = backends.resolve(backend, input.device)
     if chosen == "reference":
         return reference.bed_of_nails2d(input, scale)
-    check_no_tangent("bed_of_nails2d", input)
+    refuse_forward_mode("bed_of_nails2d", input)
     output: Tensor = backends.run(chosen, "bed_of_nails2d", input, scale)
     return output
 

@@ -13,12 +13,7 @@ import triton.language as tl
 from segops.triton.dice_ce_loss_coarse import coarse_taps
 from segops.triton.dice_ce_loss_value import store_overlap, store_totals
 from segops.triton.interpolate import blend
-from segops.triton.numeric import exp_of_difference, log1p, narrow, widen
-
-
-@triton.jit
-def _fold(x, FOLD: tl.constexpr):
-    return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // FOLD, FOLD)), axis=2)
+from segops.triton.numeric import exp_of_difference, fold, log1p, narrow, widen
 
 
 @triton.jit
@@ -218,7 +213,7 @@ def dice_bce_loss_statistics_kernel(
         pixel = first + lanes
         at = offsets(n, c, pixel, target_stride_n, target_stride_c, target_stride_s)
         t, counts, bad = labels_at(target, at, inside, ignore, T, HAS_IGNORE, SLACK)
-        bad_count += _fold(bad.to(tl.int32), FOLD)
+        bad_count += fold(bad.to(tl.int32), FOLD)
         position = tl.where(bad, step * BLOCK_P + lanes[None, :], 0x7FFFFFFF)
         position = tl.min(tl.reshape(position, (BLOCK_C, BLOCK_P // FOLD, FOLD)), axis=2)
         bad_first = tl.minimum(bad_first, position)
@@ -245,16 +240,16 @@ def dice_bce_loss_statistics_kernel(
         if FOCAL:
             loss *= power(missed(p, complement, t), tl.full((1, 1), focal_gamma, tl.float64))
         loss = tl.where(counts, own * loss, 0.0)
-        sum_loss += _fold(loss, FOLD)
-        sum_own += _fold(own, FOLD)
+        sum_loss += fold(loss, FOLD)
+        sum_own += fold(own, FOLD)
         if bce_map is not None:
             at = offsets(n, c, pixel, map_stride_n, map_stride_c, map_stride_s)
             tl.store(bce_map + at, loss, mask=inside)
         if partial_overlap is not None:
             p = tl.where(counts, p, 0.0)
-            sum_i += _fold(p * t, FOLD)
-            sum_p += _fold(p * p if SQUARED else p, FOLD)
-            sum_t += _fold(t * t if SQUARED else t, FOLD)
+            sum_i += fold(p * t, FOLD)
+            sum_p += fold(p * p if SQUARED else p, FOLD)
+            sum_t += fold(t * t if SQUARED else t, FOLD)
 
     if partial_overlap is not None:
         to = partial_overlap + (n * chunks + chunk) * 3 * channels + c

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from segops.triton.numeric import exp_of_difference, narrow, widen
+from segops.triton.numeric import exp_of_difference, fold, narrow, widen
 
 
 @triton.jit
@@ -68,11 +68,6 @@ def first_largest(x, c):
     any_nan = tl.max(nan.to(tl.int32), axis=0) > 0
     winners = tl.where(any_nan[None, :], nan, x == largest[None, :])
     return tl.min(tl.where(winners, c[:, None], 1 << 30), axis=0)
-
-
-@triton.jit
-def _fold(x, FOLD: tl.constexpr):
-    return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // FOLD, FOLD)), axis=2)
 
 
 @triton.jit
@@ -159,8 +154,8 @@ def dice_ce_loss_statistics_tile_kernel(
 
         if partial_overlap is not None:
             p = e * tl.where(counts, 1.0 / total, 0.0)[None, :]
-            sum_i += _fold(tl.where(is_target, p, 0.0), FOLD)
-            sum_p += _fold(p * p if SQUARED else p, FOLD)
+            sum_i += fold(tl.where(is_target, p, 0.0), FOLD)
+            sum_p += fold(p * p if SQUARED else p, FOLD)
             count_t += tl.histogram(label, max(BLOCK_C, 2), mask=counts)
         if confusion is not None:
             cell = label * classes + first_largest(x, c)

@@ -13,9 +13,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
-from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, launch
+from segops._dtypes import accumulation_dtype
+from segops._layout import empty_image
+from segops.ops.dilated_conv_arguments import output_size
+from segops.triton._runtime import INTERPRETING, computing_dtype, launch
 from segops.triton.dilated_conv_kernels import (
     dilated_conv_combine_kernel,
     dilated_conv_direct_kernel,
@@ -77,8 +79,7 @@ def _convolve(
     groups, taps, channels, columns = packed.shape
     few = _has_few_channels(source, channels, columns)
     source = source if few else _channels_last(source)
-    wide = TRITON_DTYPE[torch.float64 if source.dtype == torch.float64 else torch.float32]
-    options: dict[str, Any] = {"ACTIVATION": activation, "T": wide, "INTERPRETING": INTERPRETING}
+    options: dict[str, Any] = {"ACTIVATION": activation, "T": computing_dtype(source), "INTERPRETING": INTERPRETING}
     most = max(1, _MOST // max(1, math.prod(destination.shape[2:])))
     for first, (vertical, horizontal) in itertools.product(range(0, len(source), most), phases):
         images = slice(first, first + most)
@@ -106,11 +107,6 @@ def _convolve(
     return destination
 
 
-def _image(like: Tensor, channels: int, height: int, width: int) -> Tensor:
-    shape = (like.shape[0], channels, height, width)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=suggest_memory_format(like))
-
-
 def _in_groups(weight: Tensor, groups: int) -> Tensor:
     """[groups, K, C, taps]"""
     return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], weight.shape[2] * weight.shape[3])
@@ -131,12 +127,10 @@ def dilated_conv2d(
 ) -> Tensor:
     kernel = weight.shape[2:]
     _check(input, weight, groups)
-    sizes = [
-        (input.shape[2 + i] + 2 * window[2 + i] - window[4 + i] * (kernel[i] - 1) - 1) // window[i] + 1 for i in (0, 1)
-    ]
-    output = _image(input, weight.shape[0], *sizes)
+    height, width = (output_size(input.shape[2 + i], kernel[i], *window[i::2]) for i in (0, 1))
+    output = empty_image(input, weight.shape[0], height, width)
     packed = _in_groups(weight, groups).permute(0, 3, 2, 1).contiguous()
-    vertical, horizontal = (_forward_axis(sizes[i], kernel[i], *window[i::2]) for i in (0, 1))
+    vertical, horizontal = (_forward_axis(size, kernel[i], *window[i::2]) for i, size in enumerate((height, width)))
     vectors = tuple(v if v is None else v.contiguous() for v in (bias, scale, shift, slope))
     return _convolve(input, packed, output, [(vertical, horizontal)], kernel[1], fast, vectors, residual, activation)
 
@@ -144,7 +138,7 @@ def dilated_conv2d(
 def dilated_conv2d_grad_input(
     grad_output: Tensor, weight: Tensor, height: int, width: int, window: list[int], groups: int, fast: bool
 ) -> Tensor:
-    grad_input = _image(grad_output, weight.shape[1] * groups, height, width)
+    grad_input = empty_image(grad_output, weight.shape[1] * groups, height, width)
     if grad_output.shape[1] != weight.shape[0]:
         raise RuntimeError(f"segops.dilated_conv2d: no gradient {list(grad_output.shape)} of {list(weight.shape)}")
     packed = _in_groups(weight, groups).permute(0, 3, 1, 2).contiguous()
@@ -172,12 +166,11 @@ def dilated_conv2d_grad_weight(
     part = triton.cdiv(triton.cdiv(pixels, max(parts, 1)), block_k) * block_k
     parts = triton.cdiv(pixels, part) if pixels else 1
 
-    double = input.dtype == torch.float64
-    wide = torch.float64 if double else torch.float32
-    sums = torch.empty((parts, grad_output.shape[1], taps, channels), dtype=wide, device=input.device)
+    shape = (parts, grad_output.shape[1], taps, channels)
+    sums = torch.empty(shape, dtype=accumulation_dtype(input), device=input.device)
     numbers = (pixels, part, channels, columns, groups, *input.shape[2:], *grad_output.shape[2:])
     args = (input, grad_output, sums, *numbers, input.stride(), grad_output.stride(), tuple(window), kernel_w, taps)
-    options: dict[str, Any] = {"T": TRITON_DTYPE[wide], "INDEX": tl.int32 if pixels + part < _MOST else tl.int64}
+    options: dict[str, Any] = {"T": computing_dtype(input), "INDEX": tl.int32 if pixels + part < _MOST else tl.int64}
     options |= {"BLOCK_N": block_n, "BLOCK_K": block_k}
     if few:
         launch(dilated_conv_grad_weight_direct_kernel, parts * tiles, input, *args, **options)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from segops import errors
+from segops._layout import empty_image
 from segops.ops.max_unpool_arguments import MOST_TAPS, pooled_length
 from segops.triton._runtime import INTERPRETING, computing_dtype, launch, report
 from segops.triton.max_unpool_flat import (
@@ -30,7 +31,7 @@ from segops.triton.max_unpool_windows import (
     max_unpool_kernel,
     max_unpool_pairs_kernel,
 )
-from segops.triton.tiles import TILE, cut, empty_like_format
+from segops.triton.tiles import TILE, cut
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _INTEGERS = {
@@ -105,8 +106,8 @@ def max_pool2d(input: Tensor, window: list[int], ceil_mode: bool) -> tuple[Tenso
     in_height, in_width = input.shape[2:]
     height, width = pooled_length(in_height, window[::2], ceil_mode), pooled_length(in_width, window[1::2], ceil_mode)
     _check_sizes("max_pool2d", input, (in_height, in_width), (height, width))
-    output = empty_like_format(input, height, width)
-    indices = empty_like_format(input, height, width, torch.uint8)
+    output = empty_image(input, input.shape[1], height, width)
+    indices = empty_image(input, input.shape[1], height, width, torch.uint8)
     across = not output.is_contiguous()
     whole = vertical.inside(height, in_height) and horizontal.inside(width, in_width)
     programs, blocks = cut(output, height, width, across)
@@ -141,7 +142,7 @@ def max_unpool2d(
     _check_indices("max_unpool2d", indices, torch.uint8, input, 4, accumulate)
     in_height, in_width = input.shape[2:]
     _check_sizes("max_unpool2d", input, (in_height, in_width), (height, width))
-    output = empty_like_format(input, height, width)
+    output = empty_image(input, input.shape[1], height, width)
     across = not output.is_contiguous()
     seen = torch.zeros(2, dtype=torch.int64, device=input.device)
     sizes = (input.shape[1], height, width, in_height, in_width)
@@ -189,7 +190,7 @@ def max_unpool2d_backward(grad_output: Tensor, indices: Tensor, window: list[int
     _check_indices("max_unpool2d_backward", indices, torch.uint8, grad_output, 2, True)
     in_height, in_width = indices.shape[2:]
     _check_sizes("max_unpool2d_backward", grad_output, (in_height, in_width), tuple(grad_output.shape[2:]))
-    grad_input = empty_like_format(grad_output, in_height, in_width)
+    grad_input = empty_image(grad_output, grad_output.shape[1], in_height, in_width)
     reach = (vertical.reach, horizontal.reach)
     programs, blocks = cut(grad_input, in_height, in_width, not grad_input.is_contiguous())
     launch(
@@ -218,12 +219,12 @@ def max_unpool2d_flat(
     _check_indices("max_unpool2d", indices, torch.int64, input, 4, accumulate)
     (n, c, in_height, in_width), pixels = input.shape, height * width
     _check_sizes("max_unpool2d", input, (in_height, in_width), (height, width))
-    output = empty_like_format(input, height, width)
+    output = empty_image(input, input.shape[1], height, width)
     across = not output.is_contiguous()
     seen = torch.zeros(2, dtype=torch.int64, device=input.device)
     latest = None
     if not accumulate:
-        latest = empty_like_format(input, height, width, torch.int32).zero_()
+        latest = empty_image(input, input.shape[1], height, width, torch.int32).zero_()
     programs, blocks = cut(output, in_height, in_width, across, TILE // 2)
     sizes = (c, in_height, in_width, pixels)
     launch(max_unpool_flat_mark_kernel, programs, input, indices, latest, seen, *sizes, indices.stride(), **blocks)
@@ -265,7 +266,7 @@ def max_unpool2d_flat_backward(grad_output: Tensor, indices: Tensor) -> Tensor:
     in_height, in_width = indices.shape[2:]
     height, width = grad_output.shape[2:]
     _check_sizes("max_unpool2d_backward", grad_output, (in_height, in_width), (height, width))
-    grad_input = empty_like_format(grad_output, in_height, in_width)
+    grad_input = empty_image(grad_output, grad_output.shape[1], in_height, in_width)
     programs, blocks = cut(grad_input, in_height, in_width, not grad_input.is_contiguous())
     launch(
         max_unpool_flat_backward_kernel,

@@ -26,9 +26,7 @@ def max_unpool_flat_mark_kernel(
     BLOCK_X: tl.constexpr,
 ):
     """To `latest` the last of the windows that point at each output, counted from 1. Looks for bad indices, too."""
-    row = in_width * channels if ACROSS else in_width
-    n, y, at, c, x, _ = tile_of_program(in_height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
-    there = (y < in_height)[:, None] & (at < row)[None, :]
+    n, y, _, c, x, _, there = tile_of_program(in_height, in_width, channels, ACROSS, BLOCK_Y, BLOCK_X)
     index = tl.load(strided(indices, n, c, index_stride) + offsets(y, x, index_stride), mask=there, other=0)
     good = (index >= 0) & (index < pixels)
     note_bad(seen, there & (good == 0), n, c, y, x, channels, in_height, in_width)
@@ -55,9 +53,7 @@ def max_unpool_flat_kernel(
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    row = width * channels if ACROSS else width
-    n, y, at, c, _, begin = tile_of_program(height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
-    inside = (y < height)[:, None] & (at < row)[None, :]
+    n, _, at, c, _, begin, inside = tile_of_program(height, width, channels, ACROSS, BLOCK_Y, BLOCK_X)
     to = begin[:, None] + at[None, :]
     window = tl.load(latest + to, mask=inside, other=0) - 1
     value = tl.load(strided(input, n, c, stride) + _of_window(window, in_width, stride), mask=window >= 0, other=0)
@@ -102,9 +98,7 @@ def max_unpool_flat_sum_kernel(
     BLOCK_X: tl.constexpr,
 ):
     """The sum of all windows that point at an output, in row-major order."""
-    row = width * channels if ACROSS else width
-    n, y, at, c, x, begin = tile_of_program(height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
-    inside = (y < height)[:, None] & (at < row)[None, :]
+    n, y, at, c, x, begin, inside = tile_of_program(height, width, channels, ACROSS, BLOCK_Y, BLOCK_X)
     plane = (n * channels + c).to(tl.int64)[None, :] * windows
     # Beyond the image no key is found.
     pixel = tl.where(inside, y[:, None] * width + x[None, :], -2)
@@ -135,9 +129,7 @@ def max_unpool_flat_backward_kernel(
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    row = in_width * channels if ACROSS else in_width
-    n, y, at, c, x, begin = tile_of_program(in_height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
-    inside = (y < in_height)[:, None] & (at < row)[None, :]
+    n, y, at, c, x, begin, inside = tile_of_program(in_height, in_width, channels, ACROSS, BLOCK_Y, BLOCK_X)
     index = tl.load(strided(indices, n, c, index_stride) + offsets(y, x, index_stride), mask=inside, other=-1)
     good = (index >= 0) & (index < pixels)
     # A plane has less than 2^31 pixels, and a division of 64 bits is a subroutine.

@@ -111,8 +111,7 @@ def max_pool_kernel(
     BLOCK_X: tl.constexpr,
 ):
     row = width * channels if ACROSS else width
-    n, y, at, c, x, begin = tile_of_program(height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
-    inside = (y < height)[:, None] & (at < row)[None, :]
+    n, y, at, c, x, begin, inside = tile_of_program(height, width, channels, ACROSS, BLOCK_Y, BLOCK_X)
     image = strided(input, n, c, stride)
     best = tl.full((BLOCK_Y, BLOCK_X), LOWEST, T)
     # What is no more than the lowest number does not win: then the first tap is the maximum.
@@ -198,9 +197,7 @@ def max_unpool_kernel(
     BLOCK_X: tl.constexpr,
 ):
     """A gather: each output asks the windows that reach it, in row-major order."""
-    row = width * channels if ACROSS else width
-    n, y, at, c, x, begin = tile_of_program(height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
-    inside = (y < height)[:, None] & (at < row)[None, :]
+    n, y, at, c, x, begin, inside = tile_of_program(height, width, channels, ACROSS, BLOCK_Y, BLOCK_X)
     values, indices = strided(input, n, c, stride), strided(indices, n, c, index_stride)
     total = tl.zeros((BLOCK_Y, BLOCK_X), T)
     if REACH[0] * REACH[1] <= UNROLLED:
@@ -244,7 +241,7 @@ def max_unpool_pairs_kernel(
     rows = tl.maximum(in_height, (height + 1) // 2)
     columns = tl.maximum(in_width, (width + 1) // 2)
     row = columns * channels if ACROSS else columns
-    n, y, at, c, x, _ = tile_of_program(rows, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
+    n, y, at, c, x, _, _ = tile_of_program(rows, columns, channels, ACROSS, BLOCK_Y, BLOCK_X)
     there = (y < in_height)[:, None] & (x < in_width)[None, :]
     index = tl.load(strided(indices, n, c, index_stride) + offsets(y, x, index_stride), mask=there, other=4)
     value = tl.load(strided(input, n, c, stride) + offsets(y, x, stride), mask=there, other=0)
@@ -286,9 +283,7 @@ def max_unpool_check_kernel(
     BLOCK_X: tl.constexpr,
 ):
     """What points nowhere. The gather does not see it."""
-    row = in_width * channels if ACROSS else in_width
-    n, y, at, c, x, _ = tile_of_program(in_height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
-    there = (y < in_height)[:, None] & (at < row)[None, :]
+    n, y, _, c, x, _, there = tile_of_program(in_height, in_width, channels, ACROSS, BLOCK_Y, BLOCK_X)
     index = tl.load(strided(indices, n, c, index_stride) + offsets(y, x, index_stride), mask=there, other=0)
     _, _, good = _target(index.to(tl.int32), y, x, height, width, VERTICAL, HORIZONTAL)
     note_bad(seen, there & (good == 0), n, c, y, x, channels, in_height, in_width)
@@ -348,9 +343,7 @@ def max_unpool_backward_kernel(
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    row = in_width * channels if ACROSS else in_width
-    n, y, at, c, x, begin = tile_of_program(in_height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
-    inside = (y < in_height)[:, None] & (at < row)[None, :]
+    n, y, at, c, x, begin, inside = tile_of_program(in_height, in_width, channels, ACROSS, BLOCK_Y, BLOCK_X)
     indices = strided(indices, n, c, index_stride)
     index = tl.load(indices + offsets(y, x, index_stride), mask=inside, other=0).to(tl.int32)
     to_y, to_x, good = _target(index, y, x, height, width, VERTICAL, HORIZONTAL)

@@ -33,6 +33,12 @@ def narrow(x, dtype: tl.constexpr, INTERPRETING: tl.constexpr):
 
 
 @triton.jit
+def fold(x, FOLD: tl.constexpr):
+    """Sums of FOLD neighbours along the last of two dimensions."""
+    return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // FOLD, FOLD)), axis=2)
+
+
+@triton.jit
 def exp_of_difference(x):
     """exp(x) for x <= 0, with small relative error over the whole range; below -88 it is 0 in float32.
 

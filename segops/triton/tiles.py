@@ -4,38 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 TILE = 1024  # elements of a program
 
 
 @triton.jit
-def tile_of_program(rows, row, channels, ACROSS: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr):
-    """Of this program: image, row numbers, positions in the row, channels and columns of those, where a row begins.
+def tile_of_program(height, width, channels, ACROSS: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr):
+    """Of this program: image, row numbers, positions in the row, channels and columns of those, where a row begins, and
+    what of the tile is in the image.
 
     A plane has one channel, in a block of one element.
     """
+    row = width * channels if ACROSS else width
     tiles = tl.cdiv(row, BLOCK_X)
-    strips = tl.cdiv(rows, BLOCK_Y)
+    strips = tl.cdiv(height, BLOCK_Y)
     program = tl.program_id(0)
     plane = program // (tiles * strips)
     y = program // tiles % strips * BLOCK_Y + tl.arange(0, BLOCK_Y)
     at = program % tiles * BLOCK_X + tl.arange(0, BLOCK_X)
-    begin = (plane.to(tl.int64) * rows + y) * row
+    begin = (plane.to(tl.int64) * height + y) * row
+    inside = (y < height)[:, None] & (at < row)[None, :]
     if ACROSS:
-        return plane, y, at, at % channels, at // channels, begin
+        return plane, y, at, at % channels, at // channels, begin, inside
     else:
-        return plane // channels, y, at, plane % channels + tl.zeros((1,), tl.int32), at, begin
-
-
-def empty_like_format(x: Tensor, height: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
-    """A new image [N, C, height, width], dense, in the memory format of x."""
-    shape = (*x.shape[:2], height, width)
-    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=suggest_memory_format(x))
+        return plane // channels, y, at, plane % channels + tl.zeros((1,), tl.int32), at, begin, inside
 
 
 def cut(x: Tensor, height: int, width: int, across: bool, tile: int = TILE) -> tuple[int, dict[str, Any]]:

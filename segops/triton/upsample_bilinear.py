@@ -6,12 +6,11 @@ side in memory. Backward gathers: each input adds up the outputs that read it, r
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
+from segops._layout import empty_image
 from segops.triton._runtime import INTERPRETING, computing_dtype, launch
 from segops.triton.interpolate import blend, first_output, lanes_per_input, linear_step, linear_tap, weight_of
 from segops.triton.numeric import narrow, widen
@@ -165,7 +164,7 @@ def upsample_bilinear2d(
     input: Tensor, height: int, width: int, align_corners: bool, scale_h: float, scale_w: float
 ) -> Tensor:
     """``segops_triton::upsample_bilinear2d``."""
-    output = _empty(input, input.shape[1], height, width)
+    output = empty_image(input, input.shape[1], height, width)
     _interpolate(input, output, align_corners, scale_h, scale_w)
     return output
 
@@ -174,7 +173,7 @@ def upsample_bilinear2d_backward(
     grad_output: Tensor, height: int, width: int, align_corners: bool, scale_h: float, scale_w: float
 ) -> Tensor:
     """``segops_triton::upsample_bilinear2d_backward``."""
-    grad_input = _empty(grad_output, grad_output.shape[1], height, width)
+    grad_input = empty_image(grad_output, grad_output.shape[1], height, width)
     _launch(
         upsample_bilinear_backward_kernel,
         grad_input,
@@ -196,16 +195,11 @@ def upsample_bilinear2d_backward(
 def upsample_cat(input: Tensor, skip: Tensor, align_corners: bool, skip_first: bool) -> Tensor:
     """``segops_triton::upsample_cat``."""
     (up, more), (height, width) = (input.shape[1], skip.shape[1]), skip.shape[2:]
-    output = _empty(input, up + more, height, width)
+    output = empty_image(input, up + more, height, width)
     _interpolate(input, output.narrow(1, more if skip_first else 0, up), align_corners, 0.0, 0.0)
     part = output.narrow(1, 0 if skip_first else up, more)
     _launch(upsample_cat_copy_kernel, part, *part.shape[1:], *skip.stride(), *part.stride(), tensors=(skip, part))
     return output
-
-
-def _empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
-    shape, layout = (like.shape[0], channels, height, width), suggest_memory_format(like)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 def _interpolate(input: Tensor, output: Tensor, align_corners: bool, scale_h: float, scale_w: float) -> None:

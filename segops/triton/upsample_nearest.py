@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from segops._layout import empty_image
 from segops.triton._runtime import INTERPRETING, computing_dtype, launch
 from segops.triton.numeric import narrow, widen
-from segops.triton.tiles import cut, empty_like_format, tile_of_program
+from segops.triton.tiles import cut, tile_of_program
 
 _NEAREST, _SPREAD, _PICKED = 0, 1, 2
 
@@ -72,9 +73,7 @@ def upsample_nearest_kernel(
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    row = width * channels if ACROSS else width
-    n, y, at, c, x, begin = tile_of_program(height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
-    inside = (y < height)[:, None] & (at < row)[None, :]
+    n, y, at, c, x, begin, inside = tile_of_program(height, width, channels, ACROSS, BLOCK_Y, BLOCK_X)
     from_y = _source(y, in_height.to(tl.int32), height, step_h, scale, KIND)
     from_x = _source(x, in_width.to(tl.int32), width, step_w, scale, KIND)
     there = inside & (from_y >= 0)[:, None] & (from_x >= 0)[None, :]
@@ -107,8 +106,7 @@ def upsample_nearest_backward_kernel(
     BLOCK_X: tl.constexpr,
 ):
     row = width * channels if ACROSS else width
-    n, y, at, c, x, begin = tile_of_program(height, row, channels, ACROSS, BLOCK_Y, BLOCK_X)
-    inside = (y < height)[:, None] & (at < row)[None, :]
+    n, y, at, c, x, begin, inside = tile_of_program(height, width, channels, ACROSS, BLOCK_Y, BLOCK_X)
     first_y = _first_output(y, height.to(tl.int32), out_height, step_h, steps)
     first_x = _first_output(x, width.to(tl.int32), out_width, step_w, steps)
     rows = tl.where(y < height, _first_output(y + 1, height.to(tl.int32), out_height, step_h, steps) - first_y, 0)
@@ -129,7 +127,7 @@ def _launch(kernel: Any, x: Tensor, height: int, width: int, *args: Any, **optio
     """A new image [N, C, height, width] in the memory format of x, made by a kernel with a program for each tile."""
     if min(height, width, *x.shape[2:]) < 1:
         raise RuntimeError(f"segops: images must have pixels, got {list(x.shape)} to {[height, width]}")
-    result = empty_like_format(x, height, width)
+    result = empty_image(x, x.shape[1], height, width)
     programs, blocks = cut(result, height, width, not result.is_contiguous())
     sizes = (*x.shape[2:], height, width) if kernel is upsample_nearest_kernel else (height, width, *x.shape[2:])
     launch(kernel, programs, x, x, result, x.shape[1], *sizes, *x.stride(), *args, **options, **blocks)

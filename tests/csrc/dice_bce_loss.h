@@ -24,6 +24,45 @@ struct Definition {
     const Exact of_missed = (1 - 2 * t) * p() * rest();
     return w * (std::pow(missed(), gamma) * plain + gamma * std::pow(missed(), gamma - 1) * of_missed * cross_entropy());
   }
+  // bce: the derivative with respect to the sum of losses, or 0 for none; overlap: those with respect to I and, `apart`
+  // further, to P of the element's channel, or null.
+  Exact gradient(double bce, const double* overlap, int64_t apart, bool squared) const {
+    Exact result = bce != 0 ? bce * slope() : 0;
+    if (overlap) result += (overlap[0] * t + overlap[apart] * (squared ? 2 * p() : 1)) * p() * rest();
+    return result;
+  }
+};
+
+// Where the sums [N, 3, C] have I of element i's channel, i of [N, C, S].
+inline int64_t place_in_sums(int64_t i, int64_t channels, int64_t pixels) {
+  return i / pixels / channels * 3 * channels + i / pixels % channels;
+}
+
+// What the statistics of [N, C, S] should be.
+struct Sums {
+  int64_t channels, pixels;
+  bool squared;
+  std::vector<Exact> overlap;
+  Exact bce[2] = {0, 0};
+
+  Sums(int64_t n, int64_t c, int64_t s, bool squared_)
+      : channels(c), pixels(s), squared(squared_), overlap(static_cast<size_t>(n * 3 * c), 0) {}
+
+  void add(int64_t i, const Definition& of) {
+    Exact* const own = overlap.data() + place_in_sums(i, channels, pixels);
+    own[0] += of.p() * of.t;
+    own[channels] += squared ? of.p() * of.p() : of.p();
+    own[2 * channels] += squared ? of.t * of.t : of.t;
+    bce[0] += of.loss();
+    bce[1] += of.w;
+  }
+
+  // found_overlap: null where there is none.
+  void compare(Differences& differences, const double* found_overlap, const double* found_bce, Tolerance tolerance) const {
+    for (size_t i = 0; found_overlap && i < overlap.size(); ++i)
+      differences.compare("overlap", static_cast<int64_t>(i), found_overlap[i], static_cast<double>(overlap[i]), tolerance);
+    for (int i = 0; i < 2; ++i) differences.compare("bce", i, found_bce[i], static_cast<double>(bce[i]), tolerance);
+  }
 };
 
 // "hard", all 0 or 1, but for one in so many that is bad, and what is ignored.

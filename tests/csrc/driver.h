@@ -28,22 +28,10 @@
 
 namespace driver {
 
-using segops::Dtype;
+using segops::bytes_of, segops::Dtype;
 
 inline constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 inline constexpr segops::Parallel kSerial{1, nullptr};
-
-inline int64_t bytes_of(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::float64:
-    case Dtype::int64: return 8;
-    case Dtype::float32:
-    case Dtype::int32: return 4;
-    case Dtype::uint8:
-    case Dtype::int8: return 1;
-    default: return 2;
-  }
-}
 
 // What sums of elements of the type are held in.
 inline Dtype accumulated(Dtype dtype) { return dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32; }

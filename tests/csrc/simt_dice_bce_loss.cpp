@@ -11,8 +11,8 @@ Status dice_bce_loss_backward(const DiceBceLossBackward&, const Parallel&);
 namespace {
 
 using namespace segops;
-using driver::Buffer, driver::Definition, driver::Exact, driver::Image, driver::Labels, driver::Layout, driver::Tolerance,
-    driver::elements_of, driver::kExact, driver::kNan, driver::kSerial;
+using driver::Buffer, driver::Definition, driver::Exact, driver::Image, driver::Labels, driver::Layout, driver::Sums,
+    driver::Tolerance, driver::elements_of, driver::kExact, driver::kNan, driver::kSerial;
 
 struct Case {
   explicit Case(const driver::Case& of)
@@ -106,8 +106,8 @@ class Run {
   }
 
   void statistics() {
-    const int64_t sums = c_.n * 3 * c_.c, count = static_cast<int64_t>(elements_.size());
-    const Buffer overlap("overlap", sums * 8, true), bce("bce", 16, true), bad("bad_labels", sizeof(BadData), true);
+    const Buffer overlap("overlap", c_.n * 3 * c_.c * 8, true), bce("bce", 16, true),
+        bad("bad_labels", sizeof(BadData), true);
     const Image map("bce_map", accumulated_, c_.n, c_.c, 1, c_.s, c_.result_layout, true), expected_map(map, "expected");
     DiceBceLossStatistics p{};
     p.in = in_;
@@ -124,26 +124,15 @@ class Run {
       std::abort();
     if (!differences_.none()) return;
 
-    std::vector<Exact> expected(static_cast<size_t>(sums), 0);
-    Exact expected_bce[2] = {0, 0};
-    for (int64_t i = 0; i < count; ++i) {
+    Sums expected(c_.n, c_.c, c_.s, c_.squared);
+    for (int64_t i = 0; i < static_cast<int64_t>(elements_.size()); ++i) {
       const Definition& of = elements_[static_cast<size_t>(i)];
       expected_map.set(i, valid(i) ? static_cast<double>(of.loss()) : 0);
-      if (!valid(i)) continue;
-      Exact* const own = expected.data() + i / c_.s / c_.c * 3 * c_.c + i / c_.s % c_.c;
-      own[0] += of.p() * of.t;
-      own[c_.c] += c_.squared ? of.p() * of.p() : of.p();
-      own[2 * c_.c] += c_.squared ? of.t * of.t : of.t;
-      expected_bce[0] += of.loss();
-      expected_bce[1] += of.w;
+      if (valid(i)) expected.add(i, of);
     }
     const double unit = c_.dtype == Dtype::float64 ? 1e-12 : 1e-5;
     const Tolerance tolerance{unit, unit};
-    for (int64_t i = 0; c_.overlap && i < sums; ++i)
-      differences_.compare("overlap", i, overlap.as<double>()[i], static_cast<double>(expected[static_cast<size_t>(i)]),
-                           tolerance);
-    for (int i = 0; i < 2; ++i)
-      differences_.compare("bce", i, bce.as<double>()[i], static_cast<double>(expected_bce[i]), tolerance);
+    expected.compare(differences_, p.overlap, p.bce, tolerance);
     if (c_.map) map.compare(differences_, expected_map, tolerance);
     driver::compare_bad(differences_, *bad.as<BadData>(), expected_bad_);
   }
@@ -168,13 +157,9 @@ class Run {
 
     expected.fill([&](int64_t i) {
       if (!valid(i)) return 0.0;
+      const double* const own = c_.overlap ? grad_overlap.as<double>() + driver::place_in_sums(i, c_.c, c_.s) : nullptr;
       const Definition& of = elements_[static_cast<size_t>(i)];
-      Exact result = c_.bce ? Exact(0.7) * of.slope() : 0;
-      if (c_.overlap) {
-        const double* const own = grad_overlap.as<double>() + i / c_.s / c_.c * 3 * c_.c + i / c_.s % c_.c;
-        result += (own[0] * of.t + own[c_.c] * (c_.squared ? 2 * of.p() : 1)) * of.p() * of.rest();
-      }
-      return static_cast<double>(result);
+      return static_cast<double>(of.gradient(c_.bce ? grad_bce.as<double>()[0] : 0, own, c_.c, c_.squared));
     });
     grad.compare(differences_, expected, driver::rounding(c_.dtype));
   }

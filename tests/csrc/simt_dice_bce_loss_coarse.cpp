@@ -10,8 +10,8 @@ Status dice_bce_loss_coarse_backward(const DiceBceLossCoarseBackward&, const Par
 namespace {
 
 using namespace segops;
-using driver::Buffer, driver::Definition, driver::Exact, driver::Image, driver::Labels, driver::Layout, driver::Tolerance,
-    driver::elements_of, driver::kNan, driver::kSerial;
+using driver::Buffer, driver::Definition, driver::Exact, driver::Image, driver::Labels, driver::Layout, driver::Sums,
+    driver::Tolerance, driver::elements_of, driver::kNan, driver::kSerial;
 
 struct Case {
   explicit Case(const driver::Case& of)
@@ -122,10 +122,10 @@ class Run {
   }
 
   void statistics() {
-    const int64_t sums = c_.n * 3 * c_.c, count = static_cast<int64_t>(elements_.size());
-    const Buffer overlap("overlap", sums * 8, true), bce("bce", 16, true), bad("bad_labels", sizeof(BadData), true);
+    const Buffer overlap("overlap", c_.n * 3 * c_.c * 8, true), bce("bce", 16, true),
+        bad("bad_labels", sizeof(BadData), true);
     const Image map("bce_map", fine_, c_.n, c_.c, c_.H, c_.W, Layout{}, true), expected_map(map, "expected");
-    DiceBceLossCoarseStatistics p{{}, logits_.const_planes(), vertical_, horizontal_};
+    DiceBceLossCoarseStatistics p{{}, {logits_.const_planes(), vertical_, horizontal_}};
     p.loss.in = in_;
     p.loss.overlap = c_.overlap ? overlap.as<double>() : nullptr;
     p.loss.bce = bce.as<double>();
@@ -140,26 +140,15 @@ class Run {
       std::abort();
     if (!differences_.none()) return;
 
-    std::vector<Exact> expected(static_cast<size_t>(sums), 0);
-    Exact expected_bce[2] = {0, 0};
-    for (int64_t i = 0; i < count; ++i) {
+    Sums expected(c_.n, c_.c, pixels_, c_.squared);
+    for (int64_t i = 0; i < static_cast<int64_t>(elements_.size()); ++i) {
       const Definition& of = elements_[static_cast<size_t>(i)];
       expected_map.set(i, valid(i) ? static_cast<double>(of.loss()) : 0);
-      if (!valid(i)) continue;
-      Exact* const own = expected.data() + i / pixels_ / c_.c * 3 * c_.c + i / pixels_ % c_.c;
-      own[0] += of.p() * of.t;
-      own[c_.c] += c_.squared ? of.p() * of.p() : of.p();
-      own[2 * c_.c] += c_.squared ? of.t * of.t : of.t;
-      expected_bce[0] += of.loss();
-      expected_bce[1] += of.w;
+      if (valid(i)) expected.add(i, of);
     }
     const double unit = c_.dtype == Dtype::float64 ? 1e-12 : 2e-5;
     const Tolerance tolerance{unit, unit};
-    for (int64_t i = 0; c_.overlap && i < sums; ++i)
-      differences_.compare("overlap", i, overlap.as<double>()[i], static_cast<double>(expected[static_cast<size_t>(i)]),
-                           tolerance);
-    for (int i = 0; i < 2; ++i)
-      differences_.compare("bce", i, bce.as<double>()[i], static_cast<double>(expected_bce[i]), tolerance);
+    expected.compare(differences_, p.loss.overlap, p.loss.bce, tolerance);
     if (c_.map) map.compare(differences_, expected_map, tolerance);
     driver::compare_bad(differences_, *bad.as<BadData>(), expected_bad_);
   }
@@ -171,7 +160,7 @@ class Run {
     const double scale = static_cast<double>(c_.h * c_.w) / static_cast<double>(pixels_);
     for (int64_t i = 0; i < c_.n * 3 * c_.c; ++i) grad_overlap.as<double>()[i] = draw(-1, 1) * scale;
     grad_bce.as<double>()[0] = 0.7 * scale;
-    DiceBceLossCoarseBackward p{{}, logits_.const_planes(), vertical_, horizontal_, grad.planes()};
+    DiceBceLossCoarseBackward p{{}, {logits_.const_planes(), vertical_, horizontal_}, grad.planes()};
     p.loss.in = in_;
     p.loss.grad_overlap = c_.overlap ? grad_overlap.as<double>() : nullptr;
     p.loss.grad_bce = c_.bce ? grad_bce.as<double>() : nullptr;
@@ -186,11 +175,8 @@ class Run {
       if (!valid(i)) continue;
       const Definition& of = elements_[static_cast<size_t>(i)];
       const int64_t plane = i / pixels_;
-      Exact g = c_.bce ? grad_bce.as<double>()[0] * of.slope() : 0;
-      if (c_.overlap) {
-        const double* const own = grad_overlap.as<double>() + plane / c_.c * 3 * c_.c + plane % c_.c;
-        g += (own[0] * of.t + own[c_.c] * (c_.squared ? 2 * of.p() : 1)) * of.p() * of.rest();
-      }
+      const double* const own = c_.overlap ? grad_overlap.as<double>() + driver::place_in_sums(i, c_.c, pixels_) : nullptr;
+      const Exact g = of.gradient(c_.bce ? grad_bce.as<double>()[0] : 0, own, c_.c, c_.squared);
       const LinearTap y = tap(vertical_, i % pixels_ / c_.W), x = tap(horizontal_, i % c_.W);
       const auto add = [&](int64_t row, int64_t column, double weight) {
         sums[static_cast<size_t>((plane * c_.h + row) * c_.w + column)] += weight * g;

@@ -241,7 +241,7 @@ def test_names_may_have_spaces_and_upper_case_suffixes(root: Path, line: str) ->
         ({"palette": COLORS * 0, "masks": "color"}, "color of its own"),
     ],
 )
-def test_bad_options(root: Path, options: dict, message: str) -> None:
+def test_bad_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MaskFiles([], CLASSES, **options)
 

@@ -22,20 +22,8 @@ from segops.engine import checkpoint, datasets
 from segops.engine import trainer as loop
 from segops.models import registry
 from tests.engine import toy
+from tests.engine.command import assert_stopped, run
 from tests.models.plain.unet import UNet
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def assert_stopped(result: Any, exit_code: int, *parts: str) -> None:
-    assert result.exit_code == exit_code, result.output
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("segops: ")
-    for part in parts:
-        assert part in lines[0]
 
 
 class FewDigits(segops.data.DigitScenes):
@@ -128,7 +116,7 @@ def test_settings_from_a_file_give_way_to_options(tmp_path: Path) -> None:
         (("fly",), 2, "No such command 'fly'"),
     ],
 )
-def test_one_line_and_an_exit_code(arguments: Any, exit_code: int, expected: str, tmp_path: Path) -> None:
+def test_one_line_and_an_exit_code(arguments: Any, exit_code: int, expected: str) -> None:
     assert_stopped(run(*arguments), exit_code, expected)
 
 
@@ -142,7 +130,7 @@ def test_a_network_that_is_not_there_and_wrong_options(tmp_path: Path) -> None:
         assert_stopped(run(*TRAIN, "--out", tmp_path / "out", *options), code, message)
 
 
-def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_debug_shows_where() -> None:
     result = run("evaluate", "none.pt", "--debug")
     assert result.exit_code == 1
     assert "Traceback" in result.stderr

@@ -18,18 +18,11 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from typer.testing import CliRunner
 
 import segops
-from segops.cli import app
 from segops.engine import demo, op_table
 from segops.engine.output import OutputDirectory, RunError
-
-Result = Any  # of CliRunner.invoke
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+from tests.engine.command import Result, assert_stopped, run
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +34,6 @@ def quick_runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Res
 
 def stop(*_: object, **__: object) -> None:
     raise AssertionError("must not be reached")
-
-
-def assert_stopped(result: Result, exit_code: int, *parts: str) -> None:
-    """The command ended with this exit code and one line on the error stream, no traceback."""
-    assert result.exit_code == exit_code, result.output
-    assert isinstance(result.exception, SystemExit)
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("segops: ")
-    for part in parts:
-        assert part in lines[0]
 
 
 def test_the_quick_demo_goes_through_every_stage(quick_runs: list[tuple[Path, Result]]) -> None:

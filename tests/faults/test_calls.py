@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,9 @@ from torch import Tensor
 
 import segops
 from segops._library import native
+from tests.cpu import words_with_instruction_set
 from tests.faults.check import Wrong, check
 from tests.faults.draw import FUNCTIONS, WITHOUT_STRIDES, Call, Draw, calls
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @st.composite
@@ -68,16 +64,8 @@ LOWER = [level for level in native.cpu_isas() if level != native.cpu_isa()] if n
 
 @pytest.mark.parametrize("level", LOWER)
 def test_every_instruction_set_answers(level: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.fuzz", "--child", "all", "10", "1", str(tmp_path / "call")],
-        cwd=ROOT,
-        env={**os.environ, "SEGOPS_CPU_ISA": level},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == [level, str(10 * len(FUNCTIONS))]
+    fuzz = ("-m", "tests.faults.fuzz", "--child", "all", 10, 1, tmp_path / "call")
+    assert words_with_instruction_set(level, *fuzz) == [level, str(10 * len(FUNCTIONS))]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,16 @@ def case(**options: object) -> str:
     return " ".join(f"{key}={int(value) if isinstance(value, bool) else value}" for key, value in options.items())
 
 
+def crossed(
+    op: str, dtypes: Sequence[str], shapes: Sequence[dict[str, object]], layouts: Sequence[dict[str, object]]
+) -> list[str]:
+    """Cases of every shape with every layout and of every dtype with every layout, but not of every triple."""
+    chosen = [(dtype, shapes[2], layout) for dtype in dtypes for layout in layouts]
+    chosen += [(dtypes[i % len(dtypes)], shape, layout) for i, shape in enumerate(shapes) for layout in layouts]
+    lines = [case(op=op, dtype=dtype, **{**shape, **layout}) for dtype, shape, layout in chosen]
+    return list(dict.fromkeys(lines))
+
+
 @dataclass(frozen=True)
 class Bytes:
     """That a kernel moves.

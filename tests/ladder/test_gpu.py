@@ -83,7 +83,7 @@ def test_no_device_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "report").exists()
 
 
-def test_every_part_runs_whatever_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_part_runs_whatever_fails(tmp_path: Path) -> None:
     chosen = [
         part("broken", code("import sys; print('it | broke'); sys.exit(3)")),
         part("absent", ("no-such-program",)),

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +9,7 @@ from torch import Tensor
 from segops import _library
 from segops.metrics import mask_overlaps as metric
 from segops.ops.mask_overlaps import mask_overlaps
+from tests.cpu import assert_threads_change_nothing, words_with_instruction_set
 
 pytestmark = pytest.mark.skipif(_library.cpu_unavailable is not None, reason=f"native: {_library.cpu_unavailable}")
 
@@ -53,14 +50,9 @@ def test_strides_and_bytes_of_masks() -> None:
 def test_threads_change_nothing() -> None:
     generator = torch.Generator().manual_seed(2)
     masks, objects = masks_of(9, 200_000, generator), masks_of(7, 200_000, generator)
-    expected, threads = metric.count_by_products(masks, objects), torch.get_num_threads()
-    try:
-        for number in (1, 2, 5):
-            torch.set_num_threads(number)
-            for found, value in zip(mask_overlaps(masks, objects), expected, strict=True):
-                assert torch.equal(found, value)
-    finally:
-        torch.set_num_threads(threads)
+    assert_threads_change_nothing(lambda: mask_overlaps(masks, objects), 1, 2, 5)
+    for found, value in zip(mask_overlaps(masks, objects), metric.count_by_products(masks, objects), strict=True):
+        assert torch.equal(found, value)
 
 
 def test_the_backend_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,15 +68,7 @@ def test_the_backend_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("level", _library.native.cpu_isas() if _library.native else [])
 def test_every_instruction_set(level: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.metrics.test_mask_overlaps"],
-        env={**os.environ, "SEGOPS_CPU_ISA": level},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [level]
+    assert words_with_instruction_set(level, "-m", "tests.metrics.test_mask_overlaps") == [level]
 
 
 def test_opcheck() -> None:

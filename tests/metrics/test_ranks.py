@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
 
 from segops.metrics import InstanceAP, SaliencyMetrics, SegmentationMetrics
+from tests.ranks import needs_gloo, results_of
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch.distributed has no gloo here"
-)
+pytestmark = needs_gloo
 
 #: Images of each rank; one may have none.
 PARTS = {2: (1, 3), 3: (2, 0, 2)}
@@ -34,25 +30,18 @@ def updated(begin: int, end: int) -> list:
     return metrics
 
 
-def run_rank(rank: int, ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
-    )
+def run_rank(rank: int, ranks: int) -> list:
     begin = sum(PARTS[ranks][:rank])
     metrics = updated(begin, begin + PARTS[ranks][rank])
     # Twice: nothing is counted twice.
-    results = [metric.sync().sync(dist.group.WORLD).compute() for metric in metrics]
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return [metric.sync().sync(dist.group.WORLD).compute() for metric in metrics]
 
 
 @pytest.mark.parametrize("ranks", PARTS)
 def test_ranks_equal_one_with_all_images(ranks, tmp_path):
-    torch.multiprocessing.start_processes(run_rank, (ranks, str(tmp_path)), nprocs=ranks, start_method="spawn")
     expected = [metric.compute() for metric in updated(0, 4)]
-    for rank in range(ranks):
-        for found, whole in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
+    for results in results_of(ranks, tmp_path, run_rank):
+        for found, whole in zip(results, expected, strict=True):
             for name, value in whole.items():
                 torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12, equal_nan=True, msg=name)
 

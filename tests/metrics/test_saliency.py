@@ -163,7 +163,7 @@ def test_blocks_of_one_value_count_one():
 
 
 @pytest.mark.parametrize("shape", [(40, 57), (3, 400), (400, 3), (1, 1), (300, 350)], ids=str)
-def test_distances_are_exact(shape, monkeypatch):
+def test_distances_are_exact(shape):
     rng = np.random.default_rng(2)
     for density in (0, 0.5 / np.prod(shape), 0.003, 0.5, 1):
         masks = rng.random((2, *shape)) < density

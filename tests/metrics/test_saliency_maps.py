@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +14,7 @@ from segops import _library
 from segops.metrics import functional
 from segops.metrics.saliency_maps import Observed, observe, observe_tensors
 from segops.ops.saliency_maps import FIELDS, REACH, saliency_maps
+from tests.cpu import assert_threads_change_nothing, words_with_instruction_set
 
 pytestmark = pytest.mark.skipif(_library.cpu_unavailable is not None, reason=f"native: {_library.cpu_unavailable}")
 
@@ -121,17 +119,8 @@ def test_distances_are_exact(shape: tuple[int, int]) -> None:
 def test_threads_change_nothing() -> None:
     generator = torch.Generator().manual_seed(3)
     maps, masks = maps_of((9, 70, 90), torch.float32, generator), blob((9, 70, 90), generator)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 5):
-            torch.set_num_threads(number)
-            results.append(observe(maps, masks, True))
-    finally:
-        torch.set_num_threads(threads)
-    single = observe(maps[4:5], masks[4:5], True)
-    for one, other, third, alone in zip(*results, single, strict=True):
-        assert torch.equal(one, other)
-        assert torch.equal(one, third)
+    assert_threads_change_nothing(lambda: observe(maps, masks, True), 1, 2, 5)
+    for one, alone in zip(observe(maps, masks, True), observe(maps[4:5], masks[4:5], True), strict=True):
         assert torch.equal(one[4:5], alone)
 
 
@@ -147,15 +136,7 @@ def test_the_backend_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("level", _library.native.cpu_isas() if _library.native else [])
 def test_every_instruction_set(level: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.metrics.test_saliency_maps"],
-        env={**os.environ, "SEGOPS_CPU_ISA": level},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [level]
+    assert words_with_instruction_set(level, "-m", "tests.metrics.test_saliency_maps") == [level]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

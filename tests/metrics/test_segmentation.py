@@ -11,7 +11,6 @@ from tests.cases import coherent_labels, make_logits, random_labels
 from tests.metrics.data import files, grey
 
 CLASSES = 5
-MEANS = {"mean_accuracy": "recall", "miou": "iou", "mean_dice": "dice"}
 
 
 def batch(images=3, seed=0, ignore=None):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Case(NamedTuple):
@@ -111,10 +110,6 @@ def summed(x: Tensor, flat: Tensor, height: int, width: int) -> Tensor:
     for window in range(values.shape[1]):
         output[torch.arange(n * c), places[:, window]] += values[:, window]
     return output.view(n, c, height, width).to(x.dtype)
-
-
-def bits(x: Tensor) -> Tensor:
-    return x.contiguous().view(BITS[x.element_size()])
 
 
 def _pair(value: Any) -> tuple[int, int]:

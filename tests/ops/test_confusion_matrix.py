@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import segops
 from segops import backends
 from tests.cases import LAYOUTS, VIEWS, coherent_labels, make_logits, random_labels
+from tests.cpu import assert_threads_change_nothing
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -223,20 +224,11 @@ def test_bad_data_in_a_graph_raises_there(device: str) -> None:
         step(target + 3, target)
 
 
-@pytest.mark.parametrize("threads", [2, 3, 7])
-def test_number_of_threads_changes_nothing(threads: int) -> None:
+def test_number_of_threads_changes_nothing() -> None:
     x = make_logits((3, 19, 140, 250), torch.bfloat16)
     target = random_labels((3, 140, 250), 19, torch.uint8)
     target[2, 100, 3] = 44
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = torch.ops.segops.confusion_matrix(x, target, 19, False, 0, 0)
-        torch.set_num_threads(threads)
-        together = torch.ops.segops.confusion_matrix(x, target, 19, False, 0, 0)
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert_threads_change_nothing(lambda: torch.ops.segops.confusion_matrix(x, target, 19, False, 0, 0), 1, 2, 3, 7)
 
 
 def test_results_are_all_written(kernel_backend: str, poisoned_memory: None, device: str) -> None:

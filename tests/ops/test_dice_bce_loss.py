@@ -12,6 +12,7 @@ from torch import Tensor
 
 import segops
 from tests.cases import LAYOUTS, VIEWS, make_logits
+from tests.cpu import assert_threads_change_nothing
 from tests.ops.dice_bce_loss_eager import LABEL_DTYPES, OPTIONS, check, eager, fill, make_target
 
 LOGITS_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -310,26 +311,19 @@ def test_target_and_weights_in_any_layout(label_dtype: torch.dtype, backend: str
                 assert torch.equal(loss, plain)
 
 
-def test_number_of_threads_changes_nothing() -> None:
-    threads = torch.get_num_threads()
-    for shape, layout in (
-        ((2, 3, 130, 131), "contiguous"),
-        ((2, 14, 65, 67), "channels_last"),
-        ((40, 9, 9, 9), "sliced"),
-    ):
-        logits, target = make_logits(shape, layout=layout), make_target(shape, torch.float32, 255)
-        results = []
-        try:
-            for number in (1, 2, 3):
-                torch.set_num_threads(number)
-                x = logits.clone().requires_grad_()
-                loss, parts = segops.dice_bce_loss(x, target, ignore_index=255, return_parts=True, backend="native")
-                loss.backward()
-                results.append((loss.detach(), *parts, x.grad))
-        finally:
-            torch.set_num_threads(threads)
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((2, 3, 130, 131), "contiguous"), ((2, 14, 65, 67), "channels_last"), ((40, 9, 9, 9), "sliced")],
+)
+def test_number_of_threads_changes_nothing(shape: tuple[int, ...], layout: str) -> None:
+    logits, target = make_logits(shape, layout=layout), make_target(shape, torch.float32, 255)
+
+    def run() -> tuple[Tensor, ...]:
+        x = logits.clone().requires_grad_()
+        loss, parts = segops.dice_bce_loss(x, target, ignore_index=255, return_parts=True, backend="native")
+        return loss.detach(), *parts, *torch.autograd.grad(loss, x)
+
+    assert_threads_change_nothing(run, 1, 2, 3)
 
 
 def test_large_gradients_are_written_past_the_caches() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import segops
 from tests.cases import make_logits
+from tests.cpu import assert_threads_change_nothing
 from tests.ops.dice_bce_loss_eager import LABEL_DTYPES, OPTIONS, check, eager, fill, make_target
 from tests.tolerances import assert_near, outcome
 
@@ -367,22 +368,18 @@ def test_coarse_logits_at_ignored_pixels(align_corners: bool, backend: str, devi
 
 
 def test_threads_change_nothing_for_coarse_logits() -> None:
-    threads = torch.get_num_threads()
     for (c, h, w), size in (((1, 33, 47), (131, 190)), ((21, 9, 11), (40, 41)), ((3, 2, 2), (257, 259))):
         logits, target = make_logits((2, c, h, w)), make_target((2, c, *size), torch.bfloat16, 255)
         weights = torch.rand(2, 1, *size)
-        results = []
-        try:
-            for number in (1, 2, 3, 5):
-                torch.set_num_threads(number)
-                run = functools.partial(
-                    segops.dice_bce_loss, target=target, pixel_weight=weights, ignore_index=255, backend="native"
-                )
-                results.append((*outcome(run, logits), *outcome(functools.partial(run, focal_gamma=2.0), logits)))
-        finally:
-            torch.set_num_threads(threads)
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        loss = functools.partial(
+            segops.dice_bce_loss, target=target, pixel_weight=weights, ignore_index=255, backend="native"
+        )
+        focal = functools.partial(loss, focal_gamma=2.0)
+
+        def run(losses: Any = (loss, focal), logits: Tensor = logits) -> list[Tensor]:
+            return [t for one in losses for t in outcome(one, logits)]
+
+        assert_threads_change_nothing(run, 1, 2, 3, 5)
 
 
 def test_long_sums_stay_precise(kernel_backend: str, device: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +11,9 @@ import torch.distributed as dist
 import segops
 from tests.cases import make_logits
 from tests.ops.dice_bce_loss_eager import make_target
+from tests.ranks import joined, needs_gloo, results_of
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch.distributed has no gloo here"
-)
+pytestmark = needs_gloo
 
 #: Images of each rank; the parts are unequal, and one may be empty.
 PARTS = {2: (1, 3), 3: (2, 0, 1)}
@@ -46,12 +43,8 @@ def loss_and_gradient(logits: torch.Tensor, target: torch.Tensor, **options: Any
     return {"loss": loss.detach(), "bce": parts.bce, "dice": parts.dice, "grad": logits.grad, "scores": parts.scores}
 
 
-def run_rank(rank: int, ranks: int, folder: str, backends: tuple[str, ...]) -> None:
-    """One rank's process: its part of the batch with each backend and set of options, into a file."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
-    )
+def run_rank(rank: int, ranks: int, backends: tuple[str, ...]) -> dict[Any, Any]:
+    """One rank's part of the batch, with each backend and set of options."""
     group, parts = dist.group.WORLD, PARTS[ranks]
     results: dict[Any, Any] = {}
     for name, options in OPTIONS.items():
@@ -61,24 +54,13 @@ def run_rank(rank: int, ranks: int, folder: str, backends: tuple[str, ...]) -> N
     logits, target = (t.split(parts)[rank] for t in batch(sum(parts), None))
     compiled = torch.compile(segops.dice_bce_loss, fullgraph=True, backend="aot_eager")
     results["compiled"] = compiled(logits, target, process_group=group, backend="native")
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module", params=sorted(PARTS))
 def ranks_results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    ranks = request.param
-    folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-    context = torch.multiprocessing.start_processes(
-        run_rank,
-        (ranks, str(folder), segops.backends.available("cpu")),
-        nprocs=ranks,
-        start_method="spawn",
-        join=False,
-    )
-    while not context.join(timeout=5):
-        pass
-    return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
+    folder = tmp_path_factory.mktemp("ranks")
+    return results_of(request.param, folder, run_rank, segops.backends.available("cpu"))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -106,12 +88,9 @@ def test_compiled_graph_holds_the_collective(ranks_results):
 
 
 def test_map_has_no_group(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
+    with joined(tmp_path):
         logits, target = batch(2, None)
         with pytest.raises(ValueError, match='process_group must be None with reduction="none"'):
             segops.dice_bce_loss(logits, target, reduction="none", dice_weight=0, process_group=dist.group.WORLD)
         alone = segops.dice_bce_loss(logits, target, process_group=dist.group.WORLD)
         torch.testing.assert_close(alone, segops.dice_bce_loss(logits, target), rtol=1e-13, atol=0)
-    finally:
-        dist.destroy_process_group()

@@ -14,6 +14,7 @@ from torch import Tensor
 import segops
 from segops.reference import dice_ce_loss as reference
 from tests.cases import LAYOUTS, VIEWS, make_logits, random_labels
+from tests.cpu import assert_threads_change_nothing
 from tests.ops.dice_ce_loss_eager import OPTIONS, eager, fill
 from tests.tolerances import Comparison, assert_near, compare
 
@@ -409,19 +410,14 @@ def test_gradients_accumulate_and_scale(backend: str, device: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("classes", [2, 19, 150])
 def test_number_of_threads_changes_nothing(classes: int, layout: str) -> None:
-    """Several items of work an image, the last of them shorter; the other tests may have one thread each."""
-    threads = torch.get_num_threads()
+    """Several items of work an image, the last of them shorter."""
     target = random_labels((2, 131, 97), classes, ignore_index=-100)
-    results = []
-    try:
-        for number in (1, 2, 3):
-            torch.set_num_threads(number)
-            x = make_logits((2, classes, 131, 97), torch.bfloat16, layout).requires_grad_()
-            loss, parts = segops.dice_ce_loss(x, target, return_parts=True, backend="native")
-            pixels_of = segops.dice_ce_loss(x, target, reduction="none", dice_weight=0, backend="native")
-            (gradient,) = torch.autograd.grad(loss + pixels_of.sum(), x)
-            results.append((loss.detach(), *parts, pixels_of.detach(), gradient))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    def run() -> tuple[Tensor, ...]:
+        x = make_logits((2, classes, 131, 97), torch.bfloat16, layout).requires_grad_()
+        loss, parts = segops.dice_ce_loss(x, target, return_parts=True, backend="native")
+        pixels_of = segops.dice_ce_loss(x, target, reduction="none", dice_weight=0, backend="native")
+        (gradient,) = torch.autograd.grad(loss + pixels_of.sum(), x)
+        return loss.detach(), *parts, pixels_of.detach(), gradient
+
+    assert_threads_change_nothing(run, 1, 2, 3)

@@ -13,6 +13,7 @@ import segops
 from benchmarks.memory import peak_allocated
 from segops.reference.dice_ce_loss import interpolated
 from tests.cases import LAYOUTS, VIEWS, make_logits, random_labels
+from tests.cpu import assert_threads_change_nothing
 from tests.ops.dice_ce_loss_coarse_cases import SIZES, SMALLER, check, coarse_eager
 from tests.ops.dice_ce_loss_eager import OPTIONS
 from tests.tolerances import assert_near, compare
@@ -236,22 +237,16 @@ def test_bad_options(backend: str, device: str) -> None:
         segops.dice_ce_loss(logits, target, align_corners=1, backend=backend)
 
 
-def test_number_of_threads_changes_nothing() -> None:
-    threads = torch.get_num_threads()
-    for shape, size in (((2, 5, 17, 19), (68, 150)), ((1, 3, 2, 3), (97, 401))):
-        logits, target = make_logits(shape), random_labels((shape[0], *size), shape[1])
-        results = []
-        try:
-            for number in (1, 2, 3):
-                torch.set_num_threads(number)
-                x = logits.clone().requires_grad_()
-                loss, parts = segops.dice_ce_loss(x, target, return_parts=True, backend="native")
-                loss.backward()
-                results.append((loss.detach(), *parts, x.grad))
-        finally:
-            torch.set_num_threads(threads)
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+@pytest.mark.parametrize(("shape", "size"), [((2, 5, 17, 19), (68, 150)), ((1, 3, 2, 3), (97, 401))])
+def test_number_of_threads_changes_nothing(shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    target = random_labels((shape[0], *size), shape[1])
+
+    def run() -> tuple[Tensor, ...]:
+        x = make_logits(shape).requires_grad_()
+        loss, parts = segops.dice_ce_loss(x, target, return_parts=True, backend="native")
+        return loss.detach(), *parts, *torch.autograd.grad(loss, x)
+
+    assert_threads_change_nothing(run, 1, 2, 3)
 
 
 def test_interpolated_logits_are_never_in_memory() -> None:

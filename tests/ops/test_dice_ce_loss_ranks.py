@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +10,9 @@ import torch.distributed as dist
 
 import segops
 from tests.cases import make_logits, random_labels
+from tests.ranks import joined, needs_gloo, results_of
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch.distributed has no gloo here"
-)
+pytestmark = needs_gloo
 
 CLASSES = 5
 #: Images of each rank; the parts are unequal, and one may be empty.
@@ -49,12 +46,8 @@ def loss_and_gradient(logits: torch.Tensor, target: torch.Tensor, **options: Any
     return {"loss": loss.detach(), "ce": parts.ce, "dice": parts.dice, "grad": logits.grad, "scores": parts.scores}
 
 
-def run_rank(rank: int, ranks: int, folder: str, backends: tuple[str, ...]) -> None:
-    """One rank's process: its part of the batch with each backend and set of options, into a file."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks, timeout=timedelta(seconds=120)
-    )
+def run_rank(rank: int, ranks: int, backends: tuple[str, ...]) -> dict[Any, Any]:
+    """One rank's part of the batch, with each backend and set of options."""
     group = dist.group.WORLD
     parts = PARTS[ranks]
     logits, target = (t.split(parts)[rank] for t in batch(sum(parts)))
@@ -66,8 +59,7 @@ def run_rank(rank: int, ranks: int, folder: str, backends: tuple[str, ...]) -> N
     results["compiled"] = torch.compile(segops.dice_ce_loss, fullgraph=True, backend="aot_eager")(
         logits, target, process_group=group, backend="native"
     )
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 def network() -> torch.nn.Module:
@@ -89,15 +81,8 @@ def parallel_step(rank: int, ranks: int, group: Any) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module", params=sorted(PARTS))
 def ranks_results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    ranks = request.param
-    folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-    backends = tuple(b for b in segops.backends.available("cpu"))
-    context = torch.multiprocessing.start_processes(
-        run_rank, (ranks, str(folder), backends), nprocs=ranks, start_method="spawn", join=False
-    )
-    while not context.join(timeout=5):
-        pass
-    return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
+    folder = tmp_path_factory.mktemp("ranks")
+    return results_of(request.param, folder, run_rank, segops.backends.available("cpu"))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -136,12 +121,9 @@ def test_compiled_graph_holds_the_collective(ranks_results):
 
 
 def test_map_has_no_group(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
+    with joined(tmp_path):
         logits, target = batch(2)
         with pytest.raises(ValueError, match='process_group must be None with reduction="none"'):
             segops.dice_ce_loss(logits, target, reduction="none", dice_weight=0, process_group=dist.group.WORLD)
         alone = segops.dice_ce_loss(logits, target, process_group=dist.group.WORLD)
         torch.testing.assert_close(alone, segops.dice_ce_loss(logits, target), rtol=1e-13, atol=0)
-    finally:
-        dist.destroy_process_group()

@@ -128,7 +128,7 @@ def test_export_holds_our_operator(device: str) -> None:
     assert torch.equal(program.module()(x), layer(x))
 
 
-def test_fake_and_meta_tensors_give_shapes_and_strides(device: str) -> None:
+def test_fake_and_meta_tensors_give_shapes_and_strides() -> None:
     for layout in ("contiguous", "channels_last"):
         x, weight = make_logits((2, 3, 9, 8), torch.float16, layout), make_logits((5, 3, 3, 3), torch.float16)
         expected = segops.dilated_conv2d(x, weight, None, 2, 1)

@@ -14,6 +14,7 @@ from segops.nn import ConvNormAct
 from segops.nn.norm_act import activated
 from segops.ops import dilated_conv_norm as fused
 from tests.cases import make_logits
+from tests.cpu import assert_threads_change_nothing
 from tests.tolerances import assert_near
 
 ops = torch.ops.segops
@@ -54,17 +55,12 @@ def test_values_and_gradients(shape: tuple[int, ...], activation: str | None) ->
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     tensors, upstream = operands((2, 5, 80, 80)), make_logits((2, 5, 80, 80), seed=4)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 7):
-            torch.set_num_threads(count)
-            output, mean, inverse, variance = ops.dilated_conv2d_norm(*tensors, 1e-5, 1)
-            gradients = ops.dilated_conv2d_norm_backward(upstream, *tensors, mean, inverse, 1)
-            results.append((output, mean, inverse, variance, *gradients))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+    def run() -> tuple[Tensor, ...]:
+        output, mean, inverse, variance = ops.dilated_conv2d_norm(*tensors, 1e-5, 1)
+        return output, mean, inverse, variance, *ops.dilated_conv2d_norm_backward(upstream, *tensors, mean, inverse, 1)
+
+    assert_threads_change_nothing(run, 1, 2, 7)
 
 
 def test_nan_stays_in_its_channel() -> None:

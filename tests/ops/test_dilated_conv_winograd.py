@@ -10,6 +10,7 @@ from torch import Tensor
 import segops
 from segops import _library
 from tests.cases import make_logits
+from tests.cpu import assert_threads_change_nothing
 from tests.tolerances import assert_near
 
 #: Input, outputs, dilation, padding: sizes that leave tiles over, channels that leave blocks over.
@@ -96,19 +97,14 @@ def test_any_number_of_threads_gives_the_same_bits(precision: str) -> None:
     x, weight = operands((2, 64, 61, 67), 80)
     upstream = make_logits((2, 80, 61, 67), seed=3)
     planar_and_not = (x, x.contiguous(memory_format=torch.channels_last))
-    results = []
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3, 7):
-            torch.set_num_threads(count)
-            a = x.clone().requires_grad_()
-            y = segops.dilated_conv2d(a, weight, None, 1, 2, 2, precision=precision)
-            to_one = [segops.dilated_conv2d(image, weight[:1], None, 1, 2, 2) for image in planar_and_not]
-            results.append((y.detach(), *to_one, *torch.autograd.grad(y, a, upstream)))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+    def run() -> tuple[Tensor, ...]:
+        a = x.clone().requires_grad_()
+        y = segops.dilated_conv2d(a, weight, None, 1, 2, 2, precision=precision)
+        to_one = [segops.dilated_conv2d(image, weight[:1], None, 1, 2, 2) for image in planar_and_not]
+        return y.detach(), *to_one, *torch.autograd.grad(y, a, upstream)
+
+    assert_threads_change_nothing(run, 1, 2, 3, 7)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

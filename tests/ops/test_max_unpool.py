@@ -16,18 +16,19 @@ import segops
 from segops import backends, errors
 from segops.ops.max_unpool_arguments import window_of
 from tests.cases import LAYOUTS, VIEWS, make_logits
+from tests.cpu import threads
 from tests.ops.max_unpool_cases import (
     CASES,
     FLOATS,
     INTEGERS,
     Case,
-    bits,
     gathered,
     latest,
     random_indices,
     summed,
     unpooled,
 )
+from tests.tolerances import bits
 
 INF, NAN = float("inf"), float("nan")
 EVERY_LAYOUT = [*LAYOUTS, *VIEWS]
@@ -229,14 +230,12 @@ def test_nothing_of_old_memory_is_left(kernel_backend: str, poisoned_memory: Non
                 assert not gradient.isnan().any()
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_any_number_of_threads(threads: int, device: str) -> None:
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_any_number_of_threads(number: int, device: str) -> None:
     """Large enough to be cut; the bits do not depend on the threads."""
     if device != "cpu":
         pytest.skip("threads of a CPU")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(number):
         for case in (Case((2, 16, 95, 130), 2, ceil_mode=True), Case((2, 7, 91, 120), 3, 2, 1)):
             for memory_format in (torch.contiguous_format, torch.channels_last):
                 x = torch.randn(case.shape, generator=torch.Generator().manual_seed(6))
@@ -252,8 +251,6 @@ def test_any_number_of_threads(threads: int, device: str) -> None:
                     (gradient,) = torch.autograd.grad(back, output, back, retain_graph=True)
                     stands = latest(flat, *case.shape[2:]) if where is indices else True
                     assert torch.equal(gradient, gathered(back, flat) * stands)
-    finally:
-        torch.set_num_threads(before)
 
 
 @st.composite
@@ -319,18 +316,16 @@ def recycled_memory() -> Iterator[None]:
     mallopt(trim_threshold, 128 << 10)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(1, 64, 512, 512), (1, 64, 512, 544), (1, 80, 512, 416)], ids=str)
 def test_large_images(
-    shape: tuple[int, ...], memory_format: torch.memory_format, threads: int, recycled_memory: None, device: str
+    shape: tuple[int, ...], memory_format: torch.memory_format, number: int, recycled_memory: None, device: str
 ) -> None:
     """Several items of work, and stores past the caches: of values and of indices, of values alone, in used memory."""
     if device != "cpu":
         pytest.skip("threads and caches of a CPU")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(number):
         x = torch.randn(shape).contiguous(memory_format=memory_format)
         expected, flat = F.max_pool2d(x, 2, return_indices=True)
         local = segops.flat_to_local_indices(flat, shape[2:], 2)
@@ -343,5 +338,3 @@ def test_large_images(
             window = window_of("max_unpool2d", 2, None, 0, 1)
             assert torch.equal(torch.ops.segops.max_unpool2d_backward(x, indices, window, False), expected)
             del output, indices
-    finally:
-        torch.set_num_threads(before)

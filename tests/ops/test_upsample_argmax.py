@@ -12,6 +12,7 @@ from torch import Tensor
 import segops
 from segops.reference import upsample_argmax as reference
 from tests.cases import LAYOUTS, VIEWS, make_logits
+from tests.cpu import assert_threads_change_nothing
 from tests.tolerances import assert_near
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -168,19 +169,11 @@ def test_results_are_contiguous_and_all_written(kernel_backend: str, poisoned_me
     assert not score.isnan().any()
 
 
-@pytest.mark.parametrize("threads", [2, 3, 7])
-def test_number_of_threads_changes_nothing(threads: int) -> None:
+def test_number_of_threads_changes_nothing() -> None:
     x = make_logits((3, 19, 40, 50), torch.bfloat16)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = segops.upsample_argmax(x, (320, 400), return_score=True, backend="native")
-        torch.set_num_threads(threads)
-        together = segops.upsample_argmax(x, (320, 400), return_score=True, backend="native")
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(alone[0], together[0])
-    assert torch.equal(alone[1], together[1])
+    assert_threads_change_nothing(
+        lambda: segops.upsample_argmax(x, (320, 400), return_score=True, backend="native"), 1, 2, 3, 7
+    )
 
 
 def test_reference_is_torchs(device: str) -> None:

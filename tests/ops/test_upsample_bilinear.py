@@ -14,6 +14,7 @@ from torch._prims_common import suggest_memory_format
 import segops
 from segops import backends
 from tests.cases import LAYOUTS, VIEWS, make_logits
+from tests.cpu import assert_threads_change_nothing
 from tests.tolerances import compare
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -203,20 +204,15 @@ def test_the_same_bits_on_any_number_of_threads(channels_last: bool, device: str
     """Several items of work, and the stores past the caches: once on fresh memory, once on memory used before."""
     if device != "cpu":
         pytest.skip("threads and caches of a CPU")
-    before = torch.get_num_threads()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.randn(2, 19, 65, 67).contiguous(memory_format=memory_format).requires_grad_()
     upstream = torch.randn(2, 19, 520, 536).contiguous(memory_format=memory_format)
-    results = []
-    try:
-        for threads in (1, 2, 3, 1):
-            torch.set_num_threads(threads)
-            output = segops.upsample_bilinear2d(x, scale_factor=8)
-            results.append((output.detach(), *torch.autograd.grad(output, x, upstream)))
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+    def run() -> tuple[Tensor, ...]:
+        output = segops.upsample_bilinear2d(x, scale_factor=8)
+        return output.detach(), *torch.autograd.grad(output, x, upstream)
+
+    assert_threads_change_nothing(run, 1, 2, 3, 1)
     compare(
         partial(segops.upsample_bilinear2d, scale_factor=8),
         partial(interpolate, scale_factor=8),

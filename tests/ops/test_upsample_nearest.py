@@ -16,9 +16,10 @@ from segops import backends
 from segops.ops.upsample_arguments import output_geometry
 from segops.reference import upsample_nearest as reference
 from tests.cases import LAYOUTS, VIEWS, make_logits
+from tests.cpu import threads
+from tests.tolerances import BITS, bits
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 #: Shape, size, scale_factor: one pixel, whole and broken scales up and down, rows that fill vectors and that do not.
 CASES: dict[str, tuple[tuple[int, ...], int | tuple[int, int] | None, float | tuple[float, float] | None]] = {
@@ -43,10 +44,6 @@ CASES: dict[str, tuple[tuple[int, ...], int | tuple[int, int] | None, float | tu
 }
 SCALES = (1, 2, 3, 4, 9)
 NAILS_SHAPES = ((1, 1, 1, 1), (2, 3, 4, 16), (1, 5, 3, 7), (1, 33, 2, 5), (0, 2, 3, 4))
-
-
-def bits(x: Tensor) -> Tensor:
-    return x.contiguous().view(BITS[x.element_size()])
 
 
 def summed(grad: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
@@ -176,19 +173,15 @@ def test_memory_format_follows_the_input(layout: str, kernel_backend: str, devic
         assert segops.bed_of_nails2d(x, 2, backend=kernel_backend).stride() == theirs.stride()
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_large_images_on_any_number_of_threads(threads: int, device: str) -> None:
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_large_images_on_any_number_of_threads(number: int, device: str) -> None:
     """Several items of work, and the stores past the caches: once on fresh memory, once on memory used before."""
     if device != "cpu":
         pytest.skip("threads and caches of a CPU")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(number):
         for memory_format in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(2, 16, 192, 320).contiguous(memory_format=memory_format)
             assert torch.equal(segops.upsample_nearest2d(x, scale_factor=2), F.interpolate(x, scale_factor=2))
             nails = segops.bed_of_nails2d(x, 3)
             assert torch.equal(nails[..., ::3, ::3], x)
             assert nails.count_nonzero() == x.count_nonzero()
-    finally:
-        torch.set_num_threads(before)

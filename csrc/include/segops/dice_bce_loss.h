@@ -62,15 +62,13 @@ struct DiceBceLossBackward {
 // logits; target, weights and map are planar.
 struct DiceBceLossCoarseStatistics {
   DiceBceLossStatistics loss;
-  ConstPlanes logits;               // [N, C, h, w]
-  LinearAxis vertical, horizontal;  // to the target's H and W; neither shrinks
+  CoarseLogits coarse;
 };
 
 // Gathers: each coarse gradient is the sum, in a fixed order, over the pixels that read its logit.
 struct DiceBceLossCoarseBackward {
   DiceBceLossBackward loss;  // grad_logits null
-  ConstPlanes logits;
-  LinearAxis vertical, horizontal;
+  CoarseLogits coarse;
   Planes grad_logits;  // [N, C, h, w]
 };
 

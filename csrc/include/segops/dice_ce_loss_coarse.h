@@ -7,11 +7,6 @@
 
 namespace segops {
 
-struct CoarseLogits {
-  ConstPlanes planes;               // [N, C, h, w]
-  LinearAxis vertical, horizontal;  // to the target's H and W; neither shrinks
-};
-
 // loss.in describes the interpolation: its pixels are H * W, its logits null and its strides zero.
 struct DiceCeLossCoarseStatistics {
   DiceCeLossStatistics loss;

@@ -4,6 +4,7 @@
 // The formula is that of torch.nn.functional.interpolate(mode="bilinear"), in double on every backend: a coordinate of a few
 // thousand rounded to float would put an error of 1e-4 on the weights, and backends would disagree.
 #pragma once
+#include "segops/planes.h"
 #include "segops/types.h"
 
 namespace segops {
@@ -13,6 +14,12 @@ struct LinearAxis {
   int64_t in, out;
   double step;  // between neighbouring outputs, in inputs
   bool align_corners;
+};
+
+// Logits that stand for their interpolation to a target's size: neither axis shrinks.
+struct CoarseLogits {
+  ConstPlanes planes;  // [N, C, h, w]
+  LinearAxis vertical, horizontal;
 };
 
 // out[i] = (1 - weight) * in[low] + weight * in[high]

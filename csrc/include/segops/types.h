@@ -18,6 +18,18 @@ namespace segops {
 
 enum class Dtype : int32_t { float32, float64, bfloat16, float16, uint8, int16, int32, int64, int8 };
 
+SEGOPS_HOST_DEVICE constexpr int64_t bytes_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::float64:
+    case Dtype::int64: return 8;
+    case Dtype::float32:
+    case Dtype::int32: return 4;
+    case Dtype::uint8:
+    case Dtype::int8: return 1;
+    default: return 2;
+  }
+}
+
 // Labels and indices that are data, not shapes, are reported here instead of being trusted: what was wrong first (in
 // row-major order), and how often.
 struct BadData {

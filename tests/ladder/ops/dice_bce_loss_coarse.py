@@ -6,20 +6,8 @@ import itertools
 
 from tests.ladder.operator import OF_DOUBLE, OF_FLOAT, Bytes, Limit, Moves, Operator, Traffic, case
 from tests.ladder.ops import dice_bce_loss_coarse_mutants as mutants
+from tests.ladder.ops.dice_ce_loss_coarse import DTYPES, LAYOUTS, PLACES, SIZES
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-LAYOUTS = ("planar", "channels_last")
-
-#: Coarse and fine sizes: one cell, equal sizes, primes, and a row or a column alone; none of a whole number of tiles.
-SIZES = (
-    {"h": 5, "w": 7, "H": 11, "W": 23},
-    {"h": 1, "w": 1, "H": 7, "W": 5},
-    {"h": 3, "w": 9, "H": 3, "W": 9},
-    {"h": 1, "w": 40, "H": 3, "W": 83},
-    {"h": 13, "w": 2, "H": 41, "W": 37},
-    {"h": 1, "w": 1, "H": 1, "W": 1},
-    {"h": 9, "w": 33, "H": 18, "W": 66},
-)
 CHANNELS = (3, 1, 8, 2, 9)
 OPTIONS = (
     {},
@@ -32,7 +20,6 @@ OPTIONS = (
     {"poison": 1, "ignore": 0.3, "n": 2},
 )
 LABELS = ("uint8", "float32", "bfloat16", "float64", "float16")
-PLACES = ({}, {"offset": 1}, {"pad": 1}, {"channel_gap": 2})
 
 
 def every_option() -> list[str]:

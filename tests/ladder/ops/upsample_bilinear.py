@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.ladder.operator import COLLECTIVES, Bytes, Limit, Moves, Mutant, Operator, Traffic, case
+from tests.ladder.operator import COLLECTIVES, Bytes, Limit, Moves, Mutant, Operator, Traffic, case, crossed
 
 FORWARD, BACKWARD, BOTH = "upsample_bilinear.cu", "upsample_bilinear_backward.cu", "bilinear.cuh"
 PLANES, MOVE = "planes.cuh", "move.cuh"
@@ -29,14 +29,6 @@ LAYOUTS = (
     {"c": 3, "fine_layout": "channels_last"},
     {"c": 3, "coarse_layout": "channels_last", "fine_gap": 2},
 )
-
-
-def cases(op: str) -> list[str]:
-    """Every shape with every layout and every dtype with every layout, but not every triple."""
-    chosen = [(dtype, SHAPES[2], layout) for dtype in DTYPES for layout in LAYOUTS]
-    chosen += [(DTYPES[i % 4], shape, layout) for i, shape in enumerate(SHAPES) for layout in LAYOUTS]
-    lines = [case(op=op, dtype=dtype, **{**shape, **layout}) for dtype, shape, layout in chosen]
-    return list(dict.fromkeys(lines))
 
 
 def traffic(
@@ -283,8 +275,8 @@ OPERATOR = Operator(
     cpu=("upsample_bilinear.cpp",),
     cuda=(FORWARD, BACKWARD, "upsample_cat.cu"),
     cases={
-        "forward": cases("forward"),
-        "backward": cases("backward"),
+        "forward": crossed("forward", DTYPES, SHAPES, LAYOUTS),
+        "backward": crossed("backward", DTYPES, SHAPES, LAYOUTS),
         "cat": CAT,
         "many": MANY,
         "nothing": [case(op="cat", n=0)],

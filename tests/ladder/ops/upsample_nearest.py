@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.ladder.operator import COLLECTIVES, Bytes, Limit, Moves, Mutant, Operator, Traffic, case
+from tests.ladder.operator import COLLECTIVES, Bytes, Limit, Moves, Mutant, Operator, Traffic, case, crossed
 
 FORWARD, BACKWARD = "upsample_nearest.cu", "upsample_nearest_backward.cu"
 PLANES, MOVE = "planes.cuh", "move.cuh"
@@ -31,14 +31,6 @@ LAYOUTS = (
     {"c": 3, "fine_layout": "channels_last"},
     {"c": 3, "coarse_layout": "channels_last", "fine_gap": 2},
 )
-
-
-def cases(op: str) -> list[str]:
-    """Every shape with every layout and every dtype with every layout, but not every triple."""
-    chosen = [(dtype, SHAPES[2], layout) for dtype in DTYPES for layout in LAYOUTS]
-    chosen += [(DTYPES[i % 4], shape, layout) for i, shape in enumerate(SHAPES) for layout in LAYOUTS]
-    lines = [case(op=op, dtype=dtype, **{**shape, **layout}) for dtype, shape, layout in chosen]
-    return list(dict.fromkeys(lines))
 
 
 def nails(op: str) -> list[str]:
@@ -191,8 +183,8 @@ OPERATOR = Operator(
     cpu=("upsample_nearest.cpp",),
     cuda=(FORWARD, BACKWARD),
     cases={
-        "forward": cases("nearest"),
-        "backward": cases("backward"),
+        "forward": crossed("nearest", DTYPES, SHAPES, LAYOUTS),
+        "backward": crossed("backward", DTYPES, SHAPES, LAYOUTS),
         "nails": nails("nails"),
         "picked": nails("picked"),
         "nothing": [case(op="nearest", n=0), case(op="backward", n=0), case(op="nails", n=0)],
