@@ -4,6 +4,7 @@
 // Logits are read in the tiles of dice_ce_loss, a few classes at a time: a lane keeps the largest logits of its pixels so
 // far, and their classes, in registers.
 #include "dice_ce_loss_rows.cuh"
+#include "run.cuh"
 #include "segops/confusion_matrix.h"
 
 namespace segops::cuda {
@@ -124,10 +125,16 @@ __device__ __forceinline__ void leave(BadData bad, BadData* of_warp, BadData* to
 
 // How logits are read, decided once a launch.
 struct Reading {
-  bool vector;  // planar: 16 bytes of a class at a time; channels last: tiles go through shared memory
+  bool vector;  // 16 bytes at a time, of a class or, channels last, of a whole tile
+  bool staged;  // channels last: tiles, which are one run of memory, go through shared memory
   int warps;
   bool shared_counts;
 };
+
+// Of a warp's tile: rows that begin at 16 bytes, or anywhere.
+SEGOPS_HOST_DEVICE inline int staged_bytes(const ConfusionMatrix& p, int element) {
+  return RowLayout(p.classes, element).tile() + 16;
+}
 
 // Offsets into dynamic shared memory.
 template <class T, bool kRows>
@@ -138,7 +145,7 @@ struct Shared {
     Parts parts;
     counts = parts.take(reading.shared_counts ? p.classes * p.classes * 4 : 0);
     labels = parts.take(kRows ? 0 : reading.warps * device::kWarp * kOwned<T, kRows> * 4);
-    rows = parts.take(kRows && reading.vector ? reading.warps * RowLayout(p.classes, sizeof(T)).tile() : 0);
+    rows = parts.take(reading.staged ? reading.warps * staged_bytes(p, sizeof(T)) : 0);
     bytes = parts.bytes;
   }
 };
@@ -157,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                       reinterpret_cast<unsigned long long*>(p.counts), p.classes};
   int32_t* const labels = reinterpret_cast<int32_t*>(shared + at.labels) + warp_id() * kTile;
   const RowLayout layout(classes, sizeof(T));
-  unsigned char* const rows = shared + at.rows + warp_id() * layout.tile();
+  unsigned char* const rows = shared + at.rows + warp_id() * staged_bytes(p, sizeof(T));
   const T* const image = static_cast<const T*>(p.prediction) + chunk.image * p.stride_n;
   BadData bad{0, 0, 0};
   counts.clear();
@@ -166,13 +173,20 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int rest = chunk.count - first < kTile ? chunk.count - first : kTile;
     const int64_t position = chunk.image * p.pixels + chunk.begin + first;
     const T* const tile = image + (chunk.begin + first) * p.stride_s;
-    const bool staged = kRows && reading.vector && rest == kTile;
+    const bool whole = kRows && reading.vector && rest == kTile;
+    const Run<T> run(const_cast<T*>(tile), rest * classes, reinterpret_cast<uint4*>(rows));
     // Labels are loaded side by side; where a lane owns several pixels, they are handed over in shared memory.
     int64_t raw[V];
     load_labels(p.target_dtype, p.target, position + lane_id(), device::kWarp, position + rest, raw);
-    if (staged) {
+    if (kRows && reading.staged) {
       SYNC_WARP();  // the tile before has been read
-      dice_ce::stage(tile, rows, layout, lane_id(), device::kWarp);
+      if (whole) {
+        dice_ce::stage(tile, rows, layout, lane_id(), device::kWarp);
+      } else {
+        run.fetch(lane_id(), device::kWarp);
+        device::cp_async_commit();
+        device::cp_async_wait<0>();
+      }
     }
     int32_t label[V];
 #pragma unroll
@@ -187,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       SYNC_WARP();
       dice_ce::read_owned<V>(labels, reading.vector, label);
     }
-    if (staged) SYNC_WARP();
+    if (kRows && reading.staged) SYNC_WARP();
 
     A best[V];
     int winner[V];
@@ -202,12 +216,13 @@ __global__ void __launch_bounds__(kThreads, 2)
       if constexpr (!kRows) {
         held.load_planes(tile + c * p.stride_c, p.stride_c, group, rest, reading.vector);
       } else {
-        const T* const own =
-            staged ? reinterpret_cast<const T*>(rows + lane_id() * layout.stride) + c : tile + lane_id() * p.stride_s + c;
-        if (staged && layout.bytes % 16 == 0)
+        const T* const own = whole            ? reinterpret_cast<const T*>(rows + lane_id() * layout.stride) + c
+                             : reading.staged ? run.shared + lane_id() * classes + c
+                                              : tile + lane_id() * p.stride_s + c;
+        if (whole && layout.bytes % 16 == 0)
           held.load_pieces(reinterpret_cast<const uint4*>(own), group);
-        else if (staged)
-          held.load_row(group, true, [&](int k) { return own[k]; });
+        else if (reading.staged)
+          held.load_row(group, lane_id() < rest, [&](int k) { return own[k]; });
         else
           held.load_row(group, lane_id() < rest, [&](int k) { return device::load(own + k); });
       }
@@ -273,20 +288,21 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (p.bad_predictions) leave(predictions, bad_of_warp, p.bad_predictions);
 }
 
-// Planar: every class begins at 16 bytes and is a whole number of them. Channels last: pixels are dense, every image begins
-// at 16 bytes, and a warp's tile is small enough.
+// Planar: every class begins at 16 bytes and is a whole number of them. Channels last: every image begins at 16 bytes.
 bool vectors_fit(const ConfusionMatrix& p, int64_t element) {
   const auto whole = [&](int64_t elements) { return elements * element % 16 == 0; };
   if (reinterpret_cast<uintptr_t>(p.prediction) % 16 != 0 || (p.batch > 1 && !whole(p.stride_n))) return false;
   if (p.stride_s == 1) return (p.classes == 1 || whole(p.stride_c)) && whole(p.pixels);
-  return p.stride_s == p.classes && RowLayout(p.classes, element).tile() <= kMostStaged;
+  return p.stride_s == p.classes;
 }
 
 template <class T, bool kRows>
 cudaError_t launch_logits(const ConfusionMatrix& p, const Cut& cut, const Found& found, cudaStream_t stream) {
-  Reading reading{vectors_fit(p, sizeof(T)), kWarps, p.classes * p.classes <= kMostShared};
-  if (kRows && reading.vector) {
-    const int fit = kMostStaged / RowLayout(p.classes, sizeof(T)).tile();
+  const bool staged =
+      kRows && p.stride_s == p.classes && p.classes <= kMostStaged && staged_bytes(p, sizeof(T)) <= kMostStaged;
+  Reading reading{vectors_fit(p, sizeof(T)) && (!kRows || staged), staged, kWarps, p.classes * p.classes <= kMostShared};
+  if (staged) {
+    const int fit = kMostStaged / staged_bytes(p, sizeof(T));
     reading.warps = fit < kWarps ? fit : kWarps;
   }
   const int bytes = Shared<T, kRows>(p, reading).bytes;

@@ -37,10 +37,11 @@ struct Pass {
       begin = (static_cast<int64_t>(share.chunk) * cut.passes + pass) * cut.depth * cut.row_elements;
       const int64_t rest = cut.line_elements - begin, whole = static_cast<int64_t>(U) * cut.depth * cut.row_elements;
       count = static_cast<int>(rest < 0 ? 0 : rest < whole ? rest : whole);
+      const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
       SYNC_THREADS();  // the pass before has been read
-      run_of<T>(in.logits, 0).fetch();
-      if (has_weights()) run_of<A>(in.pixel_weight, kWeights).fetch();
-      as_label(in.target_dtype, [&]<class L>(L) { run_of<L>(in.target, kLabels).fetch(); });
+      run_of<T>(in.logits, 0).fetch(thread, threads);
+      if (has_weights()) run_of<A>(in.pixel_weight, kWeights).fetch(thread, threads);
+      as_label(in.target_dtype, [&]<class L>(L) { run_of<L>(in.target, kLabels).fetch(thread, threads); });
       device::cp_async_commit();
       device::cp_async_wait<0>();
       SYNC_THREADS();
@@ -92,7 +93,7 @@ struct Pass {
         for (int u = 0; u < U; ++u)
           if (inside[u]) run.shared[place(u)] = v[u][0];
         SYNC_THREADS();
-        run.leave();
+        run.leave(static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x));
         return;
       }
     }

@@ -18,15 +18,18 @@ struct Run {
   __device__ __forceinline__ Run(E* memory_, int count_, uint4* room)
       : memory(memory_), shared(reinterpret_cast<E*>(room) + before(kPiece)), count(count_) {}
 
-  // All threads of the block, two warps at least. The copies are to be waited for, and a barrier must follow.
-  __device__ __forceinline__ void fetch() const {
-    each([&](int at) { device::cp_async_16(shared + at, memory + at); },
-         [&](int at) { shared[at] = device::load(memory + at); });
+  // By so many threads, of which there are as many as two sectors have elements. The copies are to be waited for, and a
+  // barrier must follow.
+  __device__ __forceinline__ void fetch(int thread, int threads) const {
+    each(
+        thread, threads, [&](int at) { device::cp_async_16(shared + at, memory + at); },
+        [&](int at) { shared[at] = device::load(memory + at); });
   }
   // A barrier must precede.
-  __device__ __forceinline__ void leave() const {
-    each([&](int at) { device::store_16(memory + at, *reinterpret_cast<const uint4*>(shared + at)); },
-         [&](int at) { memory[at] = shared[at]; });
+  __device__ __forceinline__ void leave(int thread, int threads) const {
+    each(
+        thread, threads, [&](int at) { device::store_16(memory + at, *reinterpret_cast<const uint4*>(shared + at)); },
+        [&](int at) { memory[at] = shared[at]; });
   }
 
  private:
@@ -36,10 +39,10 @@ struct Run {
   }
 
   template <class OfPiece, class OfElement>
-  __device__ __forceinline__ void each(const OfPiece& of_piece, const OfElement& of_element) const {
-    const int thread = static_cast<int>(threadIdx.x), to_sector = (kSector - before(kSector)) % kSector;
+  __device__ __forceinline__ void each(int thread, int threads, const OfPiece& of_piece, const OfElement& of_element) const {
+    const int to_sector = (kSector - before(kSector)) % kSector;
     const int head = to_sector < count ? to_sector : count, tail = count - (count - head) % kSector;
-    for (int at = head + thread * kPiece; at < tail; at += static_cast<int>(blockDim.x) * kPiece) of_piece(at);
+    for (int at = head + thread * kPiece; at < tail; at += threads * kPiece) of_piece(at);
     const int at = thread < kSector ? thread : tail + thread - kSector;
     if (thread < kSector ? at < head : at < count) of_element(at);
   }

@@ -47,30 +47,55 @@ MANY = [
     case(dtype="float32", c=400, h=2, w=40, **LAST),  # a tile too large to be staged
 ]
 
-_C, _H, _W = 19, 64, 256
-_PIXELS = _H * _W
-_BLOCKS = _PIXELS // 2048
+BYTES = {"float32": 4, "bfloat16": 2, "uint8": 1, "int64": 8}
+EVEN, ODD = {"h": 64, "w": 256}, {"h": 67, "w": 251, "n": 2, "offset": 1}
+LOGITS, CLASSES = "confusion_matrix_logits", "confusion_matrix_classes"
 
 
-def traffic(shown: str, of_pixel: int, conflicts: float, kernel: str, **options: object) -> Traffic:
-    """of_pixel: bytes of a pixel's prediction and label. Atomics, which add up the blocks' counts, are not counted."""
-    records = 96 * _BLOCKS * (1 + (kernel == CLASSES))
-    moves = Moves(Bytes(_PIXELS * of_pixel, 1.0), Bytes(0, 1.0, records), conflicts)
+def traffic(
+    dtype: str,
+    target: str,
+    shape: dict[str, int],
+    most: float = 1.0,
+    conflicts: float = 0.0,
+    c: int = 19,
+    **layout: object,
+) -> Traffic:
+    """Predictions and labels are read once. Atomics, which add up the blocks' counts, are not counted.
+
+    most: times that.
+    """
+    of_map = dtype in LABELS
+    images, pixels = shape.get("n", 1), shape["h"] * shape["w"]
+    floor = images * pixels * (BYTES[dtype] * (1 if of_map else c) + BYTES[target])
+    records = 96 * images * -(-pixels // 2048) * (1 + of_map)
+    moves = Moves(Bytes(floor, most), Bytes(0, 1.0, records), conflicts)
     combine = Moves(Bytes(0, 1.0, records), Bytes(0, 1.0, 192))
-    line = case(c=_C, h=_H, w=_W, ignore=False, **options)
-    return Traffic(shown, line, {kernel: moves, "confusion_matrix_combine": combine})
+    name = "map" if of_map else "channels_last" if layout else "planar"
+    return Traffic(
+        f"{dtype}, {target}, {c} classes, {images} x {pixels}, {name}" + (", anywhere" if "offset" in shape else ""),
+        case(dtype=dtype, target=target, c=c, ignore=False, **shape, **layout),
+        {CLASSES if of_map else LOGITS: moves, "confusion_matrix_combine": combine},
+    )
 
 
 # Conflicts: 16-bit logits have 8 pixels a lane, whose labels are 32 bytes; two rows of an odd number of 16-bit logits
 # share a bank.
-LOGITS, CLASSES = "confusion_matrix_logits", "confusion_matrix_classes"
 TRAFFIC = (
-    traffic("float32, int64", 4 * _C + 8, 0.0, LOGITS),
-    traffic("bfloat16, uint8", 2 * _C + 1, 0.5, LOGITS, dtype="bfloat16", target="uint8"),
-    traffic("float32, int64, channels_last", 4 * _C + 8, 0.0, LOGITS, **LAST),
-    traffic("bfloat16, int64, channels_last", 2 * _C + 8, 1.0, LOGITS, dtype="bfloat16", **LAST),
-    traffic("int64 map, int64", 16, 0.0, CLASSES, dtype="int64"),
-    traffic("uint8 map, uint8", 2, 0.0, CLASSES, dtype="uint8", target="uint8"),
+    traffic("float32", "int64", EVEN),
+    traffic("bfloat16", "uint8", EVEN, 1.0, 0.5),
+    traffic("float32", "int64", EVEN, **LAST),
+    traffic("bfloat16", "int64", EVEN, 1.0, 1.0, **LAST),
+    traffic("bfloat16", "uint8", EVEN, 1.0, 1.0, c=150, **LAST),
+    traffic("float32", "int64", EVEN, c=150),
+    traffic("int64", "int64", EVEN),
+    traffic("uint8", "uint8", EVEN),
+    # Tiles of channels last that begin anywhere have a sector more than they fill, and so have their labels.
+    traffic("float32", "int64", ODD, 1.03, 0.01, **LAST),
+    traffic("bfloat16", "uint8", ODD, 1.05, 1.0, **LAST),
+    # Of planes, what a warp reads at once lies in a sector more than it fills.
+    traffic("float32", "int64", ODD, 1.25),
+    traffic("bfloat16", "uint8", ODD, 1.5, 0.5),
 )
 
 WRONG, UNMASKED, BARRIER, RACE = "wrong element", "thread that is not masked", "missing barrier", "missing atomic"
@@ -132,7 +157,12 @@ MUTANTS = (
         (4,),
     ),
     Mutant(
-        "confusion: a tile read before all of it has come", BARRIER, KERNEL, "    if (staged) SYNC_WARP();\n", "", (4,)
+        "confusion: a tile read before all of it has come",
+        BARRIER,
+        KERNEL,
+        "    if (kRows && reading.staged) SYNC_WARP();\n",
+        "",
+        (4,),
     ),
     Mutant(
         "confusion: a tile staged before the last was read",
