@@ -44,9 +44,10 @@ __global__ void __launch_bounds__(kThreads, 2)
       const Pass rows(in, share, pass, rooms);
       T x[U][V];
       A label[U][V], weight[U][V], loss[U][V];
-      rows.load_logits(x);
-      rows.load_weights(weight);
-      rows.load_labels(label, [&](int u, int v, int64_t value) { bad.record(share.position(in, rows.row[u], v), value); });
+      rows.load_logits(in, share, x);
+      rows.load_weights(in, share, weight);
+      rows.load_labels(in, share, label,
+                       [&](int u, int v, int64_t value) { bad.record(share.position(in, rows.row[u], v), value); });
 #pragma unroll
       for (int u = 0; u < U; ++u)
 #pragma unroll
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           sums[K + k] += constant.squared ? of.prob * of.prob : of.prob;
           sums[2 * K + k] += constant.squared ? t * t : t;
         }
-      if (!kNarrow<V> && p.bce_map) rows.store(map, loss);
+      if (!kNarrow<V> && p.bce_map) rows.store(share, map, loss);
     }
 #pragma unroll
     for (int i = 0; i < kSums; ++i) column(i) = begin > 0 ? column(i) + sums[i] : sums[i];

@@ -36,9 +36,9 @@ __global__ void __launch_bounds__(kThreads, 2) dice_bce_loss_backward_kernel(Dic
     const Pass rows(in, share, pass, rooms);
     T x[U][V];
     A label[U][V], weight[U][V];
-    rows.load_logits(x);
-    rows.load_weights(weight);
-    rows.load_labels(label, [](int, int, int64_t) {});  // forward has told of bad ones
+    rows.load_logits(in, share, x);
+    rows.load_weights(in, share, weight);
+    rows.load_labels(in, share, label, [](int, int, int64_t) {});  // forward has told of bad ones
 #pragma unroll
     for (int u = 0; u < U; ++u)
 #pragma unroll
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, 2) dice_bce_loss_backward_kernel(Dic
           result = gradient(constant, widen<A>(x[u][v]), label[u][v], weight[u][v], bce, slopes[kRows ? v : 0]);
         x[u][v] = narrow<T>(result);
       }
-    rows.store(grad, x);
+    rows.store(share, grad, x);
   }
 }
 

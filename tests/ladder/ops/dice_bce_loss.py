@@ -84,7 +84,7 @@ LIMITS = (
     Limit(rf"dice_bce_loss_forward<{_HALF_OR_SINGLE}, [48], \w+>", 128, at_least={"ldg128": 1}, calls=OF_FLOAT),
     Limit(r"dice_bce_loss_backward<(?:float, 4|b?float16, 8), \w+>", 128, 0, 0, {"ldg128": 1, "stg128": 1}, OF_FLOAT),
     Limit(r"dice_bce_loss_backward<b?float16, 4, \w+>", 128, 0, 0, {"ldg128": 1, "stg64": 1}, OF_FLOAT),
-    Limit(rf"dice_bce_loss_(?:forward|backward)<{_HALF_OR_SINGLE}, 1, \w+>", 128, calls=OF_FLOAT),
+    Limit(rf"dice_bce_loss_(?:forward|backward)<{_HALF_OR_SINGLE}, 1, \w+>", 128, 0, 0, {"ldgsts": 1}, OF_FLOAT),
     Limit(r"dice_bce_loss_(?:forward|backward)<double, .*>", 128, calls=(*OF_DOUBLE, "accurate_pow")),
     *triton.LIMITS,
 )
