@@ -1,7 +1,7 @@
 // How a CPU kernel runs on several threads without knowing whose threads they are.
 //
 // Work is cut into items by shape alone, every item writes results of its own, and the results are combined in item order:
-// the number of threads changes nothing in the output. Items are handed out as threads become free.
+// the number of threads changes nothing in the output. Each thread has a stretch of items, and helps with others afterwards.
 #pragma once
 #include <stdint.h>
 

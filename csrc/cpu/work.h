@@ -22,23 +22,34 @@ struct Memory {
   Memory& operator=(const Memory&) = delete;
 };
 
-// Calls work(item, worker) for every item once, in any order; each worker takes the next item when it is free.
+// Calls work(item, worker) for every item once, in any order. The items are cut into as many stretches as there are workers:
+// a worker goes through its own, so that what it asked for ahead of an item is the next one's, and then helps with others.
 template <class Work>
 inline void for_each_item(const Parallel& parallel, int64_t items, bool serial, const Work& work) {
+  constexpr int32_t kStretches = 64;
+  struct alignas(64) Stretch {
+    int64_t next, end;
+  };
   struct Queue {
     const Work& work;
-    int64_t items;
-    int64_t next;
-  } queue{work, items, 0};
+    const int32_t stretches;
+    Stretch each[kStretches];
+    Queue(const Work& w, int32_t count) : work(w), stretches(count) {}
+  } queue(work, serial || items <= 1 ? 1 : parallel.workers < kStretches ? parallel.workers : kStretches);
+  for (int32_t k = 0; k < queue.stretches; ++k)
+    queue.each[k] = Stretch{items * k / queue.stretches, items * (k + 1) / queue.stretches};
   auto body = [](void* context, int32_t worker) {
     Queue& q = *static_cast<Queue*>(context);
-    for (;;) {
-      const int64_t item = __atomic_fetch_add(&q.next, 1, __ATOMIC_RELAXED);
-      if (item >= q.items) return;
-      q.work(item, worker);
+    for (int32_t k = 0; k < q.stretches; ++k) {
+      Stretch& own = q.each[(worker + k) % q.stretches];
+      for (;;) {
+        const int64_t item = __atomic_fetch_add(&own.next, 1, __ATOMIC_RELAXED);
+        if (item >= own.end) break;
+        q.work(item, worker);
+      }
     }
   };
-  if (serial || parallel.workers == 1 || items <= 1) return body(&queue, 0);
+  if (queue.stretches == 1) return body(&queue, 0);
   parallel.run(parallel.workers, body, &queue);
 }
 
