@@ -51,10 +51,17 @@ class Counters {
     int64_t i = 0;
     for (; i + kRun <= size; i += kRun) {
       ahead(i);
-      if (is_run(cell + i))
-        counts[i / kRun % kCopies * copy + cell[i]] += kRun;
-      else
-        for (int k = 0; k < kRun; ++k) ++counts[k % kCopies * copy + cell[i + k]];
+      const int32_t* const run = cell + i;
+      const uint32_t first = equal(run, run[0]), last = equal(run, run[kRun - 1]) & ~first;
+      const int32_t other = run[__builtin_ctz(~(first | last) | 1u << (kRun - 1))];
+      const uint32_t others = equal(run, other) & ~(first | last);
+      if ((first | last | others) == kAll) {
+        counts[run[0]] += __builtin_popcount(first);
+        counts[copy + run[kRun - 1]] += __builtin_popcount(last);
+        counts[2 * copy + other] += __builtin_popcount(others);
+      } else {
+        for (int k = 0; k < kRun; ++k) ++counts[k % kCopies * copy + run[k]];
+      }
     }
     for (; i < size; ++i) ++counts[cell[i]];
   }
@@ -67,17 +74,19 @@ class Counters {
 
  private:
   // Neighbouring pixels mostly share a cell, and an addition to memory waits for the one before it: four copies in turn, as
-  // long as they stay in the second-level cache. Where all of kRun pixels share it, they are counted at once.
+  // long as they stay in the second-level cache. Where kRun pixels have three cells at most, each of these is added to once.
   static constexpr int kCopies = 4;
+  static constexpr uint32_t kAll = (1u << kRun) - 1;
   static constexpr int64_t kLine = 128 / 8;  // two, as they are fetched
   static constexpr int64_t kMostCopied = 1 << 13, kMostOwn = 1 << 18;
 
-  static bool is_run(const int32_t* cell) {
+  // A bit for each of kRun pixels: whether its cell is that one.
+  static uint32_t equal(const int32_t* run, int32_t cell) {
     constexpr int kLanes = kNativeLanes<int32_t>;
-    const auto first = broadcast<kLanes, int32_t>(cell[0]);
-    Vec<int32_t, kLanes> other{};
-    for (int k = 0; k < kRun; k += kLanes) other |= load<kLanes, int32_t>(cell + k) ^ first;
-    return !any_lane<kLanes>(other);
+    uint32_t bits = 0;
+    for (int k = 0; k < kRun; k += kLanes)
+      bits |= bits_of_lanes<kLanes>(load<kLanes, int32_t>(run + k) == broadcast<kLanes, int32_t>(cell)) << k;
+    return bits;
   }
 
   // One cell more, for what counts nowhere.

@@ -119,7 +119,7 @@ inline Group group_of(const int32_t* label) {
     const auto own = load<kLanes, int32_t>(label + i);
     other |= (own != first) & (own != last);
   }
-  if (any_lane<kLanes>(other) || (first != last && (first < 0 || last < 0))) return Group{kMixed, kMixed};
+  if (bits_of_lanes<kLanes>(other) || (first != last && (first < 0 || last < 0))) return Group{kMixed, kMixed};
   return Group{first, last};
 }
 

@@ -190,15 +190,22 @@ SEGOPS_INLINE void streaming_done() {
 #endif
 }
 
+// A bit for each lane, the lowest for the first, of a mask whose lanes are 0 or -1.
 template <int kLanes>
-SEGOPS_INLINE bool any_lane(Vec<int32_t, kLanes> mask) {
+SEGOPS_INLINE uint32_t bits_of_lanes(Vec<int32_t, kLanes> mask) {
 #if defined(__AVX512F__)
   if constexpr (kLanes == 16)
-    return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask)) != 0;
+    return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask));
 #endif
-  int32_t any = 0;
-  for (int i = 0; i < kLanes; ++i) any |= mask[i];
-  return any != 0;
+#if defined(__AVX2__)
+  if constexpr (kLanes == 8) return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
+#endif
+#if defined(__x86_64__)
+  if constexpr (kLanes == 4) return static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(mask)));
+#endif
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(mask[i] != 0) << i;
+  return bits;
 }
 
 // The sum of a vector's lanes, in pairs.
