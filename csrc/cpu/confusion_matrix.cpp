@@ -52,13 +52,14 @@ class Counters {
     for (; i + kRun <= size; i += kRun) {
       ahead(i);
       const int32_t* const run = cell + i;
-      const uint32_t first = equal(run, run[0]), last = equal(run, run[kRun - 1]) & ~first;
-      const int32_t other = run[__builtin_ctz(~(first | last) | 1u << (kRun - 1))];
-      const uint32_t others = equal(run, other) & ~(first | last);
-      if ((first | last | others) == kAll) {
-        counts[run[0]] += __builtin_popcount(first);
-        counts[copy + run[kRun - 1]] += __builtin_popcount(last);
-        counts[2 * copy + other] += __builtin_popcount(others);
+      const int32_t first = run[0], last = run[kRun - 1];
+      const uint32_t firsts = bits_of_equal<kRun>(run, first), ends = firsts | bits_of_equal<kRun>(run, last);
+      const int32_t other = run[__builtin_ctz(~ends | 1u << (kRun - 1))];
+      const uint32_t all = ends | bits_of_equal<kRun>(run, other);
+      if (all == kAll) {
+        counts[first] += __builtin_popcount(firsts);
+        counts[copy + last] += __builtin_popcount(ends ^ firsts);
+        counts[2 * copy + other] += __builtin_popcount(all ^ ends);
       } else {
         for (int k = 0; k < kRun; ++k) ++counts[k % kCopies * copy + run[k]];
       }
@@ -79,15 +80,6 @@ class Counters {
   static constexpr uint32_t kAll = (1u << kRun) - 1;
   static constexpr int64_t kLine = 128 / 8;  // two, as they are fetched
   static constexpr int64_t kMostCopied = 1 << 13, kMostOwn = 1 << 18;
-
-  // A bit for each of kRun pixels: whether its cell is that one.
-  static uint32_t equal(const int32_t* run, int32_t cell) {
-    constexpr int kLanes = kNativeLanes<int32_t>;
-    uint32_t bits = 0;
-    for (int k = 0; k < kRun; k += kLanes)
-      bits |= bits_of_lanes<kLanes>(load<kLanes, int32_t>(run + k) == broadcast<kLanes, int32_t>(cell)) << k;
-    return bits;
-  }
 
   // One cell more, for what counts nowhere.
   int64_t* of(int64_t worker) const { return reinterpret_cast<int64_t*>(memory_.data) + worker * pitch_; }

@@ -14,7 +14,7 @@ namespace segops::SEGOPS_ISA {
 
 constexpr int kSecondLevel = 2;      // of the caches, as __builtin_prefetch has it
 constexpr int64_t kBlocksAhead = 2;  // to prefetch: a block takes less time than memory does to answer
-constexpr int64_t kGroup = 16;       // pixels whose labels are compared at once
+constexpr int kGroup = 16;           // pixels whose labels are compared at once
 constexpr int64_t kPad = 64;         // blocks are padded to a multiple: four vectors of the widest kind
 constexpr int32_t kMixed = -2;
 
@@ -112,14 +112,9 @@ struct Rows {
 };
 
 inline Group group_of(const int32_t* label) {
-  constexpr int kLanes = kNativeLanes<int32_t>;
   const int32_t first = label[0], last = label[kGroup - 1];
-  Vec<int32_t, kLanes> other{};
-  for (int i = 0; i < kGroup; i += kLanes) {
-    const auto own = load<kLanes, int32_t>(label + i);
-    other |= (own != first) & (own != last);
-  }
-  if (bits_of_lanes<kLanes>(other) || (first != last && (first < 0 || last < 0))) return Group{kMixed, kMixed};
+  const uint32_t either = bits_of_equal<kGroup>(label, first) | bits_of_equal<kGroup>(label, last);
+  if (either != (1u << kGroup) - 1 || (first != last && (first < 0 || last < 0))) return Group{kMixed, kMixed};
   return Group{first, last};
 }
 

@@ -190,21 +190,25 @@ SEGOPS_INLINE void streaming_done() {
 #endif
 }
 
-// A bit for each lane, the lowest for the first, of a mask whose lanes are 0 or -1.
-template <int kLanes>
-SEGOPS_INLINE uint32_t bits_of_lanes(Vec<int32_t, kLanes> mask) {
-#if defined(__AVX512F__)
-  if constexpr (kLanes == 16)
-    return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask));
-#endif
-#if defined(__AVX2__)
-  if constexpr (kLanes == 8) return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
-#endif
-#if defined(__x86_64__)
-  if constexpr (kLanes == 4) return static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(mask)));
-#endif
+// A bit for each of `count` elements, whole vectors of them, the lowest for the first: whether it is `value`.
+template <int count>
+SEGOPS_INLINE uint32_t bits_of_equal(const int32_t* x, int32_t value) {
+  constexpr int kLanes = kNativeLanes<int32_t>;
+  static_assert(count % kLanes == 0 && count <= 32);
   uint32_t bits = 0;
-  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(mask[i] != 0) << i;
+  for (int i = 0; i < count; i += kLanes) {
+    const auto own = load<kLanes, int32_t>(x + i), other = broadcast<kLanes, int32_t>(value);
+#if defined(__AVX512F__)
+    bits |= static_cast<uint32_t>(_mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(own), reinterpret_cast<__m512i>(other)))
+            << i;
+#elif defined(__AVX2__)
+    bits |= static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(own == other))) << i;
+#elif defined(__x86_64__)
+    bits |= static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(own == other))) << i;
+#else
+    for (int k = 0; k < kLanes; ++k) bits |= static_cast<uint32_t>(own[k] == other[k]) << (i + k);
+#endif
+  }
   return bits;
 }
 
