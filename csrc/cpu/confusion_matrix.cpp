@@ -278,15 +278,15 @@ Status count_classes(const ConfusionMatrix& p, const Parallel& parallel) {
           const bool bad_predictions =
               read_labels(p.prediction_dtype, p.prediction, at, size, p.classes, false, 0, own.predicted);
           if (bad_labels || bad_predictions) record_bad(p, at, size, bad);
-          // Counting leaves the memory idle: it fetches the block behind this one, whose labels have 8 bytes at most.
-          const char* const next_label = static_cast<const char*>(p.target) + (at + size) * label_bytes(p.target_dtype);
-          const char* const next_class =
-              static_cast<const char*>(p.prediction) + (at + size) * label_bytes(p.prediction_dtype);
+          // Counting leaves the memory idle: it fetches the block behind this one.
+          const auto fetch = [&](Dtype dtype, const void* map, int64_t i) {
+            const int64_t bytes = label_bytes(dtype);
+            for (int64_t byte = bytes * i; byte < bytes * (i + Counters::kRun); byte += 64)
+              fetch_ahead(map, bytes * (at + size) + byte);
+          };
           counters.add(worker, own.label, own.predicted, size, own.cell, [&](int64_t i) {
-            for (int64_t byte = 8 * i; byte < 8 * (i + Counters::kRun); byte += 64) {
-              fetch_ahead(next_label, byte);
-              fetch_ahead(next_class, byte);
-            }
+            fetch(p.target_dtype, p.target, i);
+            fetch(p.prediction_dtype, p.prediction, i);
           });
         }
       });
