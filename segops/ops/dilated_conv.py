@@ -68,18 +68,24 @@ def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     options = (ctx.window, ctx.groups, ctx.fast)
     activation = ACTIVATIONS[ctx.activation]
     wide = accumulation_dtype(weight)
-    needs_convolved = needs["scale"] or activation not in _FROM_OUTPUT
-    input = ctx.rebuild_input(*parts) if needs["weight"] or needs_convolved else None
+    needs_before = needs["slope"] or activation not in _FROM_OUTPUT
+    input = ctx.rebuild_input(*parts) if needs["weight"] or needs["scale"] or needs_before else None
 
     convolved: Any = None  # scale's factor
     before: Any = None  # what the activation was applied to
-    if needs_convolved:
+    if needs["scale"]:
+        # float16 may not hold it where it holds what scale makes of it.
+        as_wide = wide if weight.dtype == torch.float16 else weight.dtype
         plain = (None, None, None, None, None, ctx.window, ctx.groups, 0, ctx.fast)
-        convolved = ops.dilated_conv2d(input, weight, *plain).to(wide)
+        convolved = ops.dilated_conv2d(input.to(as_wide), weight.to(as_wide), *plain).to(wide)
         convolved = convolved if bias is None else convolved + bias[:, None, None]
-        before = convolved if scale is None else convolved * scale[:, None, None]
+    if needs_before and needs["scale"]:
+        before = convolved * scale[:, None, None]
         before = before if shift is None else before + shift[:, None, None]
         before = before if residual is None else before + residual
+    elif needs_before:
+        affine = (bias, scale, shift, residual, None, ctx.window, ctx.groups, 0, ctx.fast)
+        before = ops.dilated_conv2d(input, weight, *affine).to(wide)
     grad = grad.to(wide)
     grad_slope = None
     if needs["slope"]:
@@ -186,7 +192,8 @@ def dilated_conv2d(
     a float32 weight or, with F(4x4, 3x3), four of them.
 
     Derivatives need the output alone, but for `scale`, `slope` and "silu", where they compute the convolution once
-    more. In 16-bit types they read it as rounded to these, like those of PyTorch's layers.
+    more. In 16-bit types they read it as rounded to these, like those of PyTorch's layers; that of `scale` in float16
+    reads one of float32 copies, since what `scale` brings into the range of float16 may be outside.
 
     Under autocast, input, weight and residual are cast to its dtype. Differentiable once.
 

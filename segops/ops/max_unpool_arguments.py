@@ -149,6 +149,8 @@ def input_size_of(op: str, input_size: Any) -> tuple[Any, Any]:
             raise TypeError(f"segops.{op}: input_size must be (H, W), got {input_size!r}")
         if size < 1:
             raise ValueError(f"segops.{op}: input_size must be at least 1 in each dimension, got {input_size!r}")
+    if all(type(size) is int for size in input_size[-2:]) and input_size[-2] * input_size[-1] >= 1 << 63:
+        raise ValueError(f"segops.{op}: input_size has more pixels than an int64 can tell apart, got {input_size!r}")
     return input_size[-2], input_size[-1]
 
 

@@ -98,7 +98,7 @@ def _check(logits: Any, align_corners: Any, dtype: Any, return_score: Any) -> No
     for name, value in (("align_corners", align_corners), ("return_score", return_score)):
         if not isinstance(value, bool):
             raise TypeError(f"segops.{OP}: {name} must be a bool, got {value!r}")
-    if dtype not in _CLASSES:
+    if not isinstance(dtype, torch.dtype) or dtype not in _CLASSES:
         raise TypeError(f"segops.{OP}: dtype must be torch.uint8, int16, int32 or int64, got {dtype!r}")
     if logits.shape[1] > _CLASSES[dtype]:
         raise ValueError(

@@ -145,6 +145,19 @@ def test_gradients_of_a_convolution(dtype: torch.dtype, kernel_backend: str, dev
             assert_near(actual, truth, own, what=name)
 
 
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_scale_of_what_float16_does_not_hold(activation: str | None, backend: str, device: str) -> None:
+    x = (make_logits((1, 8, 6, 7), torch.float64, device=device) * 256).half()
+    weight = (make_logits((3, 8, 3, 3), torch.float64, seed=2, device=device) * 64).half()
+    gradients = []
+    for dtype in (torch.float16, torch.float64):
+        scale = torch.full((3,), 2.0**-12, device=device, requires_grad=True)
+        y = segops.dilated_conv2d(x.to(dtype), weight.to(dtype), scale=scale, activation=activation, backend=backend)
+        gradients.append(*torch.autograd.grad(y, scale, torch.ones_like(y)))
+    assert F.conv2d(x.double(), weight.double()).abs().max() > torch.finfo(torch.float16).max
+    assert torch.allclose(*gradients, rtol=1e-2)
+
+
 @pytest.mark.parametrize("layout", [*LAYOUTS, *VIEWS])
 def test_layouts(layout: str, kernel_backend: str, device: str) -> None:
     """Of the input, the residual and the gradient that comes back."""

@@ -80,6 +80,7 @@ def test_bad_arguments_of_conversions(convert: Callable[..., Tensor], dtype: tor
         ((good, 4, 2), TypeError, "input_size must be (H, W), got 4"),
         ((good, (4.0, 4), 2), TypeError, "input_size must be (H, W)"),
         ((good, (0, 4), 2), ValueError, "input_size must be at least 1"),
+        ((good, (1 << 62, 2), 2), ValueError, "input_size has more pixels than an int64 can tell apart"),
         ((good, (4, 4), 17), ValueError, "at most 256 elements"),
         ((good, (4, 4), 2, 0), ValueError, "stride must be at least 1"),
     ):

@@ -114,6 +114,7 @@ def test_bad_logits(x: Any, error: type[Exception], words: str, backend: str, de
         (3, {"dtype": torch.float32}, TypeError, "dtype must be torch.uint8, int16, int32 or int64, got torch.float32"),
         (3, {"dtype": torch.bool}, TypeError, "dtype must be torch.uint8, int16, int32 or int64, got torch.bool"),
         (3, {"dtype": "uint8"}, TypeError, "dtype must be torch.uint8, int16, int32 or int64, got 'uint8'"),
+        (3, {"dtype": [torch.uint8]}, TypeError, "dtype must be torch.uint8, int16, int32 or int64, got [torch.uint8]"),
         (3, {"align_corners": 1}, TypeError, "align_corners must be a bool, got 1"),
         (3, {"return_score": None}, TypeError, "return_score must be a bool, got None"),
         (3, {"size": (0, 3)}, ValueError, "size must be at least 1 in each dimension, got (0, 3)"),
