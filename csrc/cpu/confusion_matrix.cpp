@@ -198,10 +198,6 @@ struct Scratch {
   }
 };
 
-int64_t label_bytes(Dtype dtype) {
-  return dtype == Dtype::uint8 ? 1 : dtype == Dtype::int16 ? 2 : dtype == Dtype::int32 ? 4 : 8;
-}
-
 // Calls body(item, worker, image, first pixel, end) for every item of every image, and leaves what was bad at the results.
 template <class Body>
 Status for_each_part(const ConfusionMatrix& p, const Parallel& parallel, int64_t elements, const Body& body) {
@@ -280,7 +276,7 @@ Status count_classes(const ConfusionMatrix& p, const Parallel& parallel) {
           if (bad_labels || bad_predictions) record_bad(p, at, size, bad);
           // Counting leaves the memory idle: it fetches the block behind this one.
           const auto fetch = [&](Dtype dtype, const void* map, int64_t i) {
-            const int64_t bytes = label_bytes(dtype);
+            const int64_t bytes = bytes_of(dtype);
             for (int64_t byte = bytes * i; byte < bytes * (i + Counters::kRun); byte += 64)
               fetch_ahead(map, bytes * (at + size) + byte);
           };

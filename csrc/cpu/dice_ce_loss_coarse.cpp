@@ -15,22 +15,13 @@
 namespace segops::SEGOPS_ISA {
 namespace {
 
-int64_t label_bytes(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::uint8: return 1;
-    case Dtype::int16: return 2;
-    case Dtype::int32: return 4;
-    default: return 8;
-  }
-}
-
 // The labels of a tile; what is wrong with them, in `found`, is the first in the order of the target.
 template <class T>
 void load_tile(Block<T>& b, const DiceCeLossInputs& in, int64_t n, const Strip& strip, int64_t at, int64_t row, int rows,
                BadData* found) {
   b.size = b.padded = rows * strip.padded;
   b.weight = in.weight ? b.weight_row : b.pixel_weight;
-  const int64_t bytes = label_bytes(in.target_dtype);
+  const int64_t bytes = bytes_of(in.target_dtype);
   for (int k = 0; k < rows; ++k) {
     const int64_t own_at = at + k * row, next = own_at + rows * row;
     // Rows of labels are apart, which no hardware foresees.

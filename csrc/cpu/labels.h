@@ -112,7 +112,7 @@ inline bool read_labels(Dtype dtype, const void* labels, int64_t first, int64_t 
 // Asks for `n` labels from `first` on, which need not exist, before they are read.
 inline void prefetch_labels(Dtype dtype, const void* labels, int64_t first, int64_t n) {
   constexpr int64_t kLine = 64;
-  const int64_t bytes = dtype == Dtype::uint8 ? 1 : dtype == Dtype::int16 ? 2 : dtype == Dtype::int32 ? 4 : 8;
+  const int64_t bytes = bytes_of(dtype);
   const char* const from = static_cast<const char*>(labels) + first * bytes;
   for (int64_t k = 0; k < n * bytes; k += kLine) __builtin_prefetch(from + k, 0, 2);
 }
