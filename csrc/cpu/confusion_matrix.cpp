@@ -4,6 +4,7 @@
 // planes a few at a time: long stretches of memory, and few enough of them at once for the hardware's prefetchers.
 #include "segops/confusion_matrix.h"
 
+#include "dtypes.h"
 #include "isa.h"
 #include "labels.h"
 #include "parallel.h"
@@ -293,13 +294,8 @@ Status count_classes(const ConfusionMatrix& p, const Parallel& parallel) {
 }  // namespace
 
 Status confusion_matrix(const ConfusionMatrix& p, const Parallel& parallel) {
-  switch (p.prediction_dtype) {
-    case Dtype::float32: return count_logits<float, float>(p, parallel);
-    case Dtype::float64: return count_logits<double, double>(p, parallel);
-    case Dtype::bfloat16: return count_logits<float, BFloat16>(p, parallel);
-    case Dtype::float16: return count_logits<float, Float16>(p, parallel);
-    default: return count_classes(p, parallel);
-  }
+  if (!p.of_logits()) return count_classes(p, parallel);
+  return as_float(p.prediction_dtype, [&]<class T, class In>() { return count_logits<T, In>(p, parallel); });
 }
 
 }  // namespace segops::SEGOPS_ISA

@@ -3,6 +3,7 @@
 // are never in memory.
 #include "coarse_rows.h"
 #include "dice_bce_loss_sums.h"
+#include "dtypes.h"
 #include "isa.h"
 #include "parallel.h"
 #include "segops/dice_bce_loss.h"
@@ -172,23 +173,11 @@ Status run_backward(const DiceBceLossCoarseBackward& params, const Parallel& par
 }  // namespace
 
 Status dice_bce_loss_coarse_statistics(const DiceBceLossCoarseStatistics& params, const Parallel& parallel) {
-  switch (params.loss.in.logits_dtype) {
-    case Dtype::float32: return run_statistics<float, float>(params, parallel);
-    case Dtype::float64: return run_statistics<double, double>(params, parallel);
-    case Dtype::bfloat16: return run_statistics<float, BFloat16>(params, parallel);
-    case Dtype::float16: return run_statistics<float, Float16>(params, parallel);
-    default: return Status::unsupported;
-  }
+  return as_float(params.loss.in.logits_dtype, [&]<class T, class In>() { return run_statistics<T, In>(params, parallel); });
 }
 
 Status dice_bce_loss_coarse_backward(const DiceBceLossCoarseBackward& params, const Parallel& parallel) {
-  switch (params.loss.in.logits_dtype) {
-    case Dtype::float32: return run_backward<float, float>(params, parallel);
-    case Dtype::float64: return run_backward<double, double>(params, parallel);
-    case Dtype::bfloat16: return run_backward<float, BFloat16>(params, parallel);
-    case Dtype::float16: return run_backward<float, Float16>(params, parallel);
-    default: return Status::unsupported;
-  }
+  return as_float(params.loss.in.logits_dtype, [&]<class T, class In>() { return run_backward<T, In>(params, parallel); });
 }
 
 }  // namespace segops::SEGOPS_ISA

@@ -4,6 +4,7 @@
 // is read anyway, saves a float a pixel, and stays exact where logits are large (an lse of 1000 rounded to float32 would
 // give every probability a relative error of 6e-5).
 #include "dice_ce_loss_sums.h"
+#include "dtypes.h"
 #include "isa.h"
 #include "parallel.h"
 #include "work.h"
@@ -103,23 +104,11 @@ Status run_backward(const DiceCeLossBackward& params, const Parallel& parallel) 
 }  // namespace
 
 Status dice_ce_loss_statistics(const DiceCeLossStatistics& params, const Parallel& parallel) {
-  switch (params.in.logits_dtype) {
-    case Dtype::float32: return run_statistics<float, float>(params, parallel);
-    case Dtype::float64: return run_statistics<double, double>(params, parallel);
-    case Dtype::bfloat16: return run_statistics<float, BFloat16>(params, parallel);
-    case Dtype::float16: return run_statistics<float, Float16>(params, parallel);
-    default: return Status::unsupported;
-  }
+  return as_float(params.in.logits_dtype, [&]<class T, class In>() { return run_statistics<T, In>(params, parallel); });
 }
 
 Status dice_ce_loss_backward(const DiceCeLossBackward& params, const Parallel& parallel) {
-  switch (params.in.logits_dtype) {
-    case Dtype::float32: return run_backward<float, float>(params, parallel);
-    case Dtype::float64: return run_backward<double, double>(params, parallel);
-    case Dtype::bfloat16: return run_backward<float, BFloat16>(params, parallel);
-    case Dtype::float16: return run_backward<float, Float16>(params, parallel);
-    default: return Status::unsupported;
-  }
+  return as_float(params.in.logits_dtype, [&]<class T, class In>() { return run_backward<T, In>(params, parallel); });
 }
 
 }  // namespace segops::SEGOPS_ISA

@@ -8,6 +8,7 @@
 #include "coarse_rows.h"
 #include "dice_ce_loss_coarse_tile.h"
 #include "dice_ce_loss_sums.h"
+#include "dtypes.h"
 #include "isa.h"
 #include "parallel.h"
 #include "work.h"
@@ -156,23 +157,11 @@ Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& para
 }  // namespace
 
 Status dice_ce_loss_coarse_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& parallel) {
-  switch (params.loss.in.logits_dtype) {
-    case Dtype::float32: return run_statistics<float, float>(params, parallel);
-    case Dtype::float64: return run_statistics<double, double>(params, parallel);
-    case Dtype::bfloat16: return run_statistics<float, BFloat16>(params, parallel);
-    case Dtype::float16: return run_statistics<float, Float16>(params, parallel);
-    default: return Status::unsupported;
-  }
+  return as_float(params.loss.in.logits_dtype, [&]<class T, class In>() { return run_statistics<T, In>(params, parallel); });
 }
 
 Status dice_ce_loss_coarse_backward(const DiceCeLossCoarseBackward& params, const Parallel& parallel) {
-  switch (params.loss.in.logits_dtype) {
-    case Dtype::float32: return run_backward<float, float>(params, parallel);
-    case Dtype::float64: return run_backward<double, double>(params, parallel);
-    case Dtype::bfloat16: return run_backward<float, BFloat16>(params, parallel);
-    case Dtype::float16: return run_backward<float, Float16>(params, parallel);
-    default: return Status::unsupported;
-  }
+  return as_float(params.loss.in.logits_dtype, [&]<class T, class In>() { return run_backward<T, In>(params, parallel); });
 }
 
 }  // namespace segops::SEGOPS_ISA

@@ -5,22 +5,11 @@
 #include "dilated_conv_norm.h"
 #include "dilated_conv_single.h"
 #include "dilated_conv_winograd.h"
+#include "dtypes.h"
 #include "isa.h"
 
 namespace segops::SEGOPS_ISA {
 namespace {
-
-// Calls run<T, In>() for the element type In, which is accumulated in T.
-template <class Run>
-Status for_dtype(Dtype dtype, const Run& run) {
-  switch (dtype) {
-    case Dtype::float32: return run.template operator()<float, float>();
-    case Dtype::float64: return run.template operator()<double, double>();
-    case Dtype::bfloat16: return run.template operator()<float, BFloat16>();
-    case Dtype::float16: return run.template operator()<float, Float16>();
-    default: return Status::unsupported;
-  }
-}
 
 template <class In>
 Status winograd(const DilatedConv& p, const WeightView& weight, const Parallel& parallel) {
@@ -34,7 +23,7 @@ WeightView weight_of(const DilatedConv& p) { return {p.weight, p.input.channels 
 
 Status dilated_conv2d(const DilatedConv& p, const Parallel& parallel) {
   if (p.output.batch == 0) return Status::ok;
-  return for_dtype(p.dtype, [&]<class T, class In>() {
+  return as_float(p.dtype, [&]<class T, class In>() {
     if constexpr (sizeof(T) == sizeof(float)) {
       if (is_single(p.window, p.groups, p.output.channels)) return SingleConv<In>(p).run(parallel);
       if (winograd_applies(p.window, p.groups)) return winograd<In>(p, weight_of(p), parallel);
@@ -44,7 +33,7 @@ Status dilated_conv2d(const DilatedConv& p, const Parallel& parallel) {
 }
 
 Status dilated_conv2d_prepacked(const DilatedConvPrepacked& p, const Parallel& parallel) {
-  return for_dtype(p.conv.dtype, [&]<class T, class In>() {
+  return as_float(p.conv.dtype, [&]<class T, class In>() {
     if constexpr (sizeof(T) == sizeof(float)) {
       if (p.conv.fast)
         return Winograd<F4, In>(p.conv, weight_of(p.conv), parallel.workers).run_prepacked(parallel, p.prepacked);
@@ -60,7 +49,7 @@ Status dilated_conv2d_prepack(const DilatedConvPrepack& p, const Parallel& paral
   conv.window = {3, 3, 1, 1, 1, 1, 1, 1};
   conv.input.channels = p.inputs;
   conv.output = {nullptr, 1, p.outputs, 1, 1, 0, 0, 0, 0};
-  return for_dtype(p.dtype, [&]<class T, class In>() {
+  return as_float(p.dtype, [&]<class T, class In>() {
     if constexpr (sizeof(T) == sizeof(float)) {
       if (p.fast)
         Winograd<F4, In>(conv, weight_of(conv), parallel.workers).prepack(parallel, p.prepacked);
@@ -73,13 +62,13 @@ Status dilated_conv2d_prepack(const DilatedConvPrepack& p, const Parallel& paral
 }
 
 Status dilated_conv2d_finish(const DilatedConvFinish& p, const Parallel& parallel) {
-  return for_dtype(p.dtype, [&]<class T, class In>() { return finish_image<T, In>(p, parallel); });
+  return as_float(p.dtype, [&]<class T, class In>() { return finish_image<T, In>(p, parallel); });
 }
 
 // The gradient of the input is a convolution of that of the output, by the weights the other way round.
 Status dilated_conv2d_grad_input(const DilatedConvGradInput& p, const Parallel& parallel) {
   if (p.grad_input.batch == 0) return Status::ok;
-  return for_dtype(p.dtype, [&]<class T, class In>() {
+  return as_float(p.dtype, [&]<class T, class In>() {
     if constexpr (sizeof(T) == sizeof(float)) {
       if (winograd_applies(p.window, p.groups)) {
         DilatedConv transposed{p.dtype, p.grad_output, p.weight, p.window, 1, {}, p.grad_input, p.fast};
@@ -93,7 +82,7 @@ Status dilated_conv2d_grad_input(const DilatedConvGradInput& p, const Parallel& 
 }
 
 Status dilated_conv2d_grad_weight(const DilatedConvGradWeight& p, const Parallel& parallel) {
-  return for_dtype(p.dtype, [&]<class T, class In>() { return convolve_grad_weight<T, In>(p, parallel); });
+  return as_float(p.dtype, [&]<class T, class In>() { return convolve_grad_weight<T, In>(p, parallel); });
 }
 
 Status dilated_conv2d_norm(const ConvNormForward& p, const Parallel& parallel) { return norm_forward(p, parallel); }

@@ -6,6 +6,7 @@
 // vertical blend, a comparison and two selections.
 #include "segops/upsample_argmax.h"
 
+#include "dtypes.h"
 #include "isa.h"
 #include "parallel.h"
 #include "vec.h"
@@ -325,13 +326,7 @@ Status argmax(const UpsampleArgmax& p, const Parallel& parallel) {
 }  // namespace
 
 Status upsample_argmax(const UpsampleArgmax& p, const Parallel& parallel) {
-  switch (p.logits_dtype) {
-    case Dtype::float32: return argmax<float, float>(p, parallel);
-    case Dtype::float64: return argmax<double, double>(p, parallel);
-    case Dtype::bfloat16: return argmax<float, BFloat16>(p, parallel);
-    case Dtype::float16: return argmax<float, Float16>(p, parallel);
-    default: return Status::unsupported;
-  }
+  return as_float(p.logits_dtype, [&]<class T, class In>() { return argmax<T, In>(p, parallel); });
 }
 
 }  // namespace segops::SEGOPS_ISA

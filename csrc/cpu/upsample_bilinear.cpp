@@ -1,6 +1,7 @@
 // CPU kernels of upsample_bilinear. Planar, the two coarse rows about an output row are interpolated horizontally into the
 // first-level cache, where the output rows between them are blended from. Channels last, vectors of channels go along an
 // output row, and what lies to their left and right is interpolated vertically in registers.
+#include "dtypes.h"
 #include "isa.h"
 #include "upsample_bilinear_backward.h"
 #include "upsample_bilinear_rows.h"
@@ -292,34 +293,19 @@ bool supported(const LinearAxis& axis) { return axis.in < INT32_MAX && axis.out 
 
 Status upsample_bilinear2d(const UpsampleBilinear& p, const Parallel& parallel) {
   if (!supported(p.vertical) || !supported(p.horizontal)) return Status::unsupported;
-  switch (p.dtype) {
-    case Dtype::float32: return run_forward<float>(p, parallel);
-    case Dtype::float64: return run_forward<double>(p, parallel);
-    case Dtype::bfloat16: return run_forward<BFloat16>(p, parallel);
-    case Dtype::float16: return run_forward<Float16>(p, parallel);
-    default: return Status::unsupported;
-  }
+  return as_float(p.dtype, [&]<class, class In>() { return run_forward<In>(p, parallel); });
 }
 
 Status upsample_bilinear2d_backward(const UpsampleBilinearBackward& p, const Parallel& parallel) {
   if (!supported(p.vertical) || !supported(p.horizontal)) return Status::unsupported;
-  switch (p.dtype) {
-    case Dtype::float32: return run_backward<float>(p, parallel);
-    case Dtype::float64: return run_backward<double>(p, parallel);
-    case Dtype::bfloat16: return run_backward<BFloat16>(p, parallel);
-    case Dtype::float16: return run_backward<Float16>(p, parallel);
-    default: return Status::unsupported;
-  }
+  return as_float(p.dtype, [&]<class, class In>() { return run_backward<In>(p, parallel); });
 }
 
 Status upsample_cat(const UpsampleCat& p, const Parallel& parallel) {
   const Status status = upsample_bilinear2d(p.upsample, parallel);
   if (status != Status::ok) return status;
-  switch (p.upsample.dtype) {
-    case Dtype::float32: return run_copy<uint32_t>(p.skip, p.skip_output, p.upsample.warm, parallel);
-    case Dtype::float64: return run_copy<uint64_t>(p.skip, p.skip_output, p.upsample.warm, parallel);
-    default: return run_copy<uint16_t>(p.skip, p.skip_output, p.upsample.warm, parallel);
-  }
+  return as_bits(p.upsample.dtype,
+                 [&]<class Bits>() { return run_copy<Bits>(p.skip, p.skip_output, p.upsample.warm, parallel); });
 }
 
 }  // namespace segops::SEGOPS_ISA

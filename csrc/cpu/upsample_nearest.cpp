@@ -2,6 +2,7 @@
 // moved by upsample_nearest_move.h and summed by upsample_nearest_sum.h.
 #include "segops/upsample_nearest.h"
 
+#include "dtypes.h"
 #include "isa.h"
 #include "upsample_nearest_move.h"
 #include "upsample_nearest_sum.h"
@@ -24,13 +25,7 @@ Status move(Dtype dtype, const ConstPlanes& input, const Planes& output, bool wa
   for (int64_t y = 0; y < output.height; ++y) rows[y] = static_cast<int32_t>(vertical(y));
   for (int64_t x = 0; x < output.width; ++x) columns[x] = static_cast<int32_t>(horizontal(x));
   const Move move{input, output, rows, columns, warm};
-  switch (dtype) {
-    case Dtype::float32: return move_image<uint32_t>(move, parallel);
-    case Dtype::float64: return move_image<uint64_t>(move, parallel);
-    case Dtype::bfloat16:
-    case Dtype::float16: return move_image<uint16_t>(move, parallel);
-    default: return Status::unsupported;
-  }
+  return as_bits(dtype, [&]<class Bits>() { return move_image<Bits>(move, parallel); });
 }
 
 }  // namespace
@@ -61,13 +56,7 @@ Status upsample_nearest2d_backward(const UpsampleNearestBackward& p, const Paral
   for (int64_t y = 0; y <= to.height; ++y) rows[y] = static_cast<int32_t>(first_nearest_output(p.vertical, y));
   for (int64_t x = 0; x <= to.width; ++x) columns[x] = static_cast<int32_t>(first_nearest_output(p.horizontal, x));
   const Sum sum{p.grad_output, to, rows, columns};
-  switch (p.dtype) {
-    case Dtype::float32: return sum_image<float, float>(sum, parallel);
-    case Dtype::float64: return sum_image<double, double>(sum, parallel);
-    case Dtype::bfloat16: return sum_image<float, BFloat16>(sum, parallel);
-    case Dtype::float16: return sum_image<float, Float16>(sum, parallel);
-    default: return Status::unsupported;
-  }
+  return as_float(p.dtype, [&]<class T, class In>() { return sum_image<T, In>(sum, parallel); });
 }
 
 }  // namespace segops::SEGOPS_ISA
