@@ -199,15 +199,25 @@ SEGOPS_INLINE uint32_t bits_of_equal(const int32_t* x, int32_t value) {
   for (int i = 0; i < count; i += kLanes) {
     const auto own = load<kLanes, int32_t>(x + i), other = broadcast<kLanes, int32_t>(value);
 #if defined(__AVX512F__)
-    bits |= static_cast<uint32_t>(_mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(own), reinterpret_cast<__m512i>(other)))
-            << i;
-#elif defined(__AVX2__)
-    bits |= static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(own == other))) << i;
-#elif defined(__x86_64__)
-    bits |= static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(own == other))) << i;
-#else
-    for (int k = 0; k < kLanes; ++k) bits |= static_cast<uint32_t>(own[k] == other[k]) << (i + k);
+    if constexpr (kLanes == 16) {
+      const auto a = reinterpret_cast<__m512i>(own), b = reinterpret_cast<__m512i>(other);
+      bits |= static_cast<uint32_t>(_mm512_cmpeq_epi32_mask(a, b)) << i;
+      continue;
+    }
 #endif
+#if defined(__AVX2__)
+    if constexpr (kLanes == 8) {
+      bits |= static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(own == other))) << i;
+      continue;
+    }
+#endif
+#if defined(__x86_64__)
+    if constexpr (kLanes == 4) {
+      bits |= static_cast<uint32_t>(_mm_movemask_ps(reinterpret_cast<__m128>(own == other))) << i;
+      continue;
+    }
+#endif
+    for (int k = 0; k < kLanes; ++k) bits |= static_cast<uint32_t>(own[k] == other[k]) << (i + k);
   }
   return bits;
 }
