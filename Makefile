@@ -26,7 +26,7 @@ help:
 	@echo "make dist    source distribution and wheel, tried in an empty environment with each of TORCHES (minutes)"
 	@echo "make docs    build the documentation's site into build/site"
 	@echo "make bench   time segops against PyTorch and its peers, in both allocator regimes"
-	@echo "make bench-op OP=max_unpool  time one operator; its records take the place of the stored ones"
+	@echo "make bench-op OP=max_unpool  time one operator; its records take the place of the stored ones; REGIME=default"
 	@echo "make bench-networks  time whole networks against PyTorch, ONNX Runtime and OpenVINO"
 	@echo "make lint    ruff, clang-format and mypy"
 	@echo "make traffic bytes that the CUDA kernels move and bank conflicts, counted on the host, against the floor"
@@ -97,10 +97,12 @@ bench-recycled: $(VENV)/.test
 	$(RECYCLED) $(BENCH)=$(RESULTS)/recycled.json $(BENCH_ARGS)
 
 # One file of benchmarks: its records take the place of the stored ones of the regime.
+REGIME := recycled
 bench-op: $(VENV)/.test
-	$(RECYCLED) $(BIN)/python -m pytest benchmarks/bench_$(OP).py --benchmark-json build/bench_$(OP).json $(BENCH_ARGS)
-	$(BIN)/python -m benchmarks.store build/bench_$(OP).json $(RESULTS)/recycled.json
+	$(if $(filter default,$(REGIME)),$(DEFAULT),$(RECYCLED)) $(BIN)/python -m pytest benchmarks/bench_$(OP).py --benchmark-json build/bench_$(OP).json $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.store build/bench_$(OP).json $(RESULTS)/$(REGIME).json
 	$(BIN)/python -m benchmarks.compare $(RESULTS)/recycled.json $(RESULTS)/default.json > $(RESULTS)/RESULTS.md
+	$(BIN)/python -m benchmarks.readme
 
 bench-default: $(VENV)/.test
 	$(DEFAULT) $(BENCH)=$(RESULTS)/default.json $(BENCH_ARGS)
