@@ -69,7 +69,7 @@ def _backward(ops: Any, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     activation = ACTIVATIONS[ctx.activation]
     wide = accumulation_dtype(weight)
     needs_before = needs["slope"] or activation not in _FROM_OUTPUT
-    input = ctx.rebuild_input(*parts) if needs["weight"] or needs["scale"] or needs_before else None
+    input: Any = ctx.rebuild_input(*parts) if needs["weight"] or needs["scale"] or needs_before else None
 
     convolved: Any = None  # scale's factor
     before: Any = None  # what the activation was applied to
