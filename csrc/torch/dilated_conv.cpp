@@ -328,6 +328,31 @@ Tensor grad_input(const Tensor& grad_output, const Tensor& weight, int64_t heigh
   return result;
 }
 
+#ifndef SEGOPS_DEVICE_KERNELS
+// Whether tap k of an axis lies in the padding at every output.
+bool sees_padding_alone(int64_t k, int64_t in, int64_t out, int64_t stride, int64_t padding, int64_t dilation) {
+  for (int64_t o = 0; o < out; ++o) {
+    const int64_t i = o * stride - padding + k * dilation;
+    if (i >= 0 && i < in) return false;
+  }
+  return true;
+}
+
+// ATen's gradient of a weight in bfloat16, planar, has in taps that see padding alone what was in memory before, where an
+// image is a pixel wide and the stride is 2 (torch 2.14, oneDNN): zeros are written there.
+void clear_taps_of_padding(Tensor& grad, const Tensor& input, const Tensor& grad_output, const ConvWindow& w) {
+  if (grad.scalar_type() != ScalarType::BFloat16) return;
+  const int64_t taps = w.kernel_h * w.kernel_w, filters = grad.size(0) * grad.size(1);
+  uint16_t* const to = static_cast<uint16_t*>(grad.mutable_data_ptr());
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int64_t y = tap / w.kernel_w, x = tap % w.kernel_w;
+    if (sees_padding_alone(y, input.size(2), grad_output.size(2), w.stride_h, w.padding_h, w.dilation_h) ||
+        sees_padding_alone(x, input.size(3), grad_output.size(3), w.stride_w, w.padding_w, w.dilation_w))
+      for (int64_t k = 0; k < filters; ++k) to[k * taps + tap] = 0;
+  }
+}
+#endif
+
 // Of the weight only the shape counts. It is given because ATen asks for a tensor of it, and one made for that would be as
 // much memory again.
 Tensor grad_weight(const Tensor& input, const Tensor& grad_output, const Tensor& weight, const std::vector<int64_t>& window,
@@ -351,7 +376,9 @@ Tensor grad_weight(const Tensor& input, const Tensor& grad_output, const Tensor&
     Tensor result = empty(sizes_of(weight), input.scalar_type(), input);
     return torch::stable::zero_(result);
   }
-  return laid_out(aten_gradient(grad_output, input, weight, w, groups, false), false);
+  Tensor result = laid_out(aten_gradient(grad_output, input, weight, w, groups, false), false);
+  clear_taps_of_padding(result, input, grad_output, w);
+  return result;
 #endif
 }
 
