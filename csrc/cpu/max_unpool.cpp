@@ -11,9 +11,9 @@
 namespace segops::SEGOPS_ISA {
 namespace {
 
-Status clear_image(const MaxUnpool& p, const Parallel& parallel) {
-  return as_bits(p.dtype, [&]<class U>() {
-    for_each_plane(p.output, 1, parallel, [&](const Band& b) { clear_rows<U>(p.output, b, 0, p.output.height); });
+Status clear_image(Dtype dtype, const Planes& output, const Parallel& parallel) {
+  return as_bits(dtype, [&]<class U>() {
+    for_each_plane(output, 1, parallel, [&](const Band& b) { clear_rows<U>(output, b, 0, output.height); });
     return Status::ok;
   });
 }
@@ -43,7 +43,7 @@ Status max_unpool2d(const MaxUnpool& p, const Parallel& parallel) {
   // Windows that share no element have nothing to add.
   const bool adds = p.accumulate && !(apart(p.vertical) && apart(p.horizontal));
   // Rows of the output go with rows of windows.
-  if (p.input.height == 0) return bad.report(p.bad_indices), clear_image(p, parallel);
+  if (p.input.height == 0) return bad.report(p.bad_indices), clear_image(p.dtype, p.output, parallel);
   const Status status = adds ? as_float(p.dtype, sum) : as_bits(p.dtype, move);
   bad.report(p.bad_indices);
   return status;
@@ -58,6 +58,7 @@ Status max_unpool2d_flat(const MaxUnpoolFlat& p, const Parallel& parallel) {
   if (!bad.allocated()) return Status::out_of_memory;
   const auto sum = [&]<class T, class Element>() { return unpool_flat<Element, T, true>(p, bad, parallel); };
   const auto move = [&]<class U>() { return unpool_flat<U, U, false>(p, bad, parallel); };
+  if (p.input.height == 0) return bad.report(p.bad_indices), clear_image(p.dtype, p.output, parallel);
   const Status status = p.accumulate ? as_float(p.dtype, sum) : as_bits(p.dtype, move);
   bad.report(p.bad_indices);
   return status;

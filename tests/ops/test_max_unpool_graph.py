@@ -300,3 +300,19 @@ def test_operators_refuse_what_memory_safety_needs(kernel_backend: str, device: 
     for call in refused:
         with pytest.raises(RuntimeError):
             call()
+
+
+@pytest.mark.parametrize("name", ["max_unpool2d", "max_unpool2d_flat"])
+def test_operators_clear_what_no_window_reaches(
+    name: str, kernel_backend: str, device: str, poisoned_memory: None
+) -> None:
+    if kernel_backend == "triton":
+        pytest.skip("refuses images without pixels")
+    x = torch.empty(1, 8, 0, 32, device=device)
+    local = name == "max_unpool2d"
+    indices = torch.empty(x.shape, dtype=torch.uint8 if local else torch.int64, device=device)
+    window = ([2, 2, 2, 2, 0, 0, 1, 1],) if local else ()
+    op = getattr(getattr(torch.ops, backends.namespace(kernel_backend)), name)
+    output, _ = op(x, indices, 1, 64, *window, False, errors.RECORD)
+    assert output.shape == (1, 8, 1, 64)
+    assert not output.any()
