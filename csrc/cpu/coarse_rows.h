@@ -13,14 +13,34 @@ namespace segops::SEGOPS_ISA {
 
 constexpr int64_t kTileRows = 4;  // at most
 
-// Rows of logits in one item, of all the `planes` that are cut alike: at most about 64 items, but rows enough to be worth
-// the one or two that neighbours share.
-inline int64_t band_rows(int64_t planes, int64_t height) {
-  constexpr int64_t kItems = 64, kFew = 8, kLeast = 4, kMost = 16;
-  const int64_t rows = planes * height / kItems, few = planes * height / kFew;
-  const int64_t least = few < 1 ? 1 : few < kLeast ? few : kLeast;
-  return rows < least ? least : rows > kMost ? kMost : rows;
-}
+// How coarse logits are shared out: an item is a band of rows of one of `planes` that are cut alike, an image's classes
+// together or a channel alone.
+struct Bands {
+  const LinearAxis& vertical;
+  int64_t rows, per_plane, items;
+
+  // What an item has: rows [first, last) of the logits, and the target rows [begin, end) from there on.
+  struct Part {
+    int64_t plane, first, last, begin, end;
+  };
+
+  Bands(int64_t planes, const LinearAxis& axis) : vertical(axis) {
+    // At most about 64 items, but rows enough to be worth the one or two that neighbours share.
+    constexpr int64_t kItems = 64, kFew = 8, kLeast = 4, kMost = 16;
+    const int64_t wanted = planes * axis.in / kItems, few = planes * axis.in / kFew;
+    const int64_t least = few < 1 ? 1 : few < kLeast ? few : kLeast;
+    rows = wanted < least ? least : wanted > kMost ? kMost : wanted;
+    per_plane = (axis.in + rows - 1) / rows;
+    items = planes * per_plane;
+  }
+
+  bool meet() const { return per_plane > 1; }
+
+  Part part(int64_t item) const {
+    const int64_t first = item % per_plane * rows, last = first + rows < vertical.in ? first + rows : vertical.in;
+    return {item / per_plane, first, last, first_output(vertical, first), first_output(vertical, last)};
+  }
+};
 
 // How many target rows from y on are between the same two rows of logits, at most `most` of them and before `end`.
 inline int64_t rows_together(const LinearAxis& vertical, int64_t y, int64_t end, int64_t most) {
@@ -239,8 +259,9 @@ struct Band {
 template <class T>
 class Seams {
  public:
-  Seams(int64_t items, int64_t elements)
-      : elements_(elements), rows_(items * 2 * elements * static_cast<int64_t>(sizeof(T)), false) {}
+  Seams(const Bands& bands, int64_t elements)
+      : elements_(elements),
+        rows_((bands.meet() ? bands.items : 0) * 2 * elements * static_cast<int64_t>(sizeof(T)), false) {}
   bool allocated() const { return rows_.data; }
 
   void keep(int64_t item, const Band<T>& band) const {
@@ -275,6 +296,18 @@ template <class In, class T>
 void write_row(const T* row, int64_t pitch, const Planes& p, int64_t n, int64_t channel, int64_t channels, int64_t number) {
   In* const to = static_cast<In*>(p.data) + n * p.stride_n + channel * p.stride_c + number * p.stride_h;
   unstage_rows(row, pitch, channels, p.width, to, p.stride_c, p.stride_w);
+}
+
+// The rows at which the bands of a gradient meet, `channels` of them together, when every band is done.
+template <class In, class T>
+void write_seams(const Seams<T>& seams, const Bands& bands, int64_t pitch, const Planes& p, int64_t channels,
+                 const Parallel& parallel, bool serial) {
+  for_each_item(parallel, bands.meet() ? bands.items : 0, serial, [&](int64_t item, int32_t) {
+    const Bands::Part part = bands.part(item);
+    const int64_t channel = part.plane * channels;
+    if (part.first > 0)
+      write_row<In>(seams.join(item), pitch, p, channel / p.channels, channel % p.channels, channels, part.first);
+  });
 }
 
 }  // namespace segops::SEGOPS_ISA

@@ -12,21 +12,13 @@
 namespace segops::SEGOPS_ISA {
 namespace {
 
-// An item is a band of rows of logits of one plane.
+// Columns of a strip, with room for whole vectors.
 template <class T>
-struct Plan {
-  int64_t width, rows, bands, items;  // columns of a strip, rows of logits in a band
-
-  Plan(const DiceBceLossInputs& in, const LinearAxis& vertical, const LinearAxis& horizontal) {
-    constexpr int64_t kWidest = 512, kTile = kTileElements<T>;
-    const int64_t planes = in.batch * in.channels, all = (horizontal.out + kTile - 1) / kTile * kTile;
-    width = all < kWidest ? all : kWidest;
-    rows = band_rows(planes, vertical.in);
-    bands = (vertical.in + rows - 1) / rows;
-    items = planes * bands;
-  }
-  int64_t pixels() const { return kTileRows * width; }
-};
+int64_t strip_width(int64_t columns) {
+  constexpr int64_t kWidest = 512, kTile = kTileElements<T>;
+  const int64_t all = (columns + kTile - 1) / kTile * kTile;
+  return all < kWidest ? all : kWidest;
+}
 
 // The target rows of a tile: what they are in [N, C, S], and where their block begins.
 struct TileRows {
@@ -52,23 +44,23 @@ template <class T, class In>
 Status run_statistics(const DiceBceLossCoarseStatistics& params, const Parallel& parallel) {
   const DiceBceLossInputs& in = params.loss.in;
   const LinearAxis &vertical = params.coarse.vertical, &horizontal = params.coarse.horizontal;
-  const Plan<T> plan(in, vertical, horizontal);
+  const Bands bands(in.batch * in.channels, vertical);
+  const int64_t width = strip_width<T>(horizontal.out), pixels = kTileRows * width;
   const Terms<T> terms(in);
 
-  const int64_t block_bytes = Block<T>::bytes(plan.pixels());
-  const int64_t bytes = block_bytes + (Interpolation<T, In>::bytes(1, plan.width) + 63) / 64 * 64;
-  const Columns<T> columns(horizontal, plan.width, kTileElements<T>);
+  const int64_t block_bytes = Block<T>::bytes(pixels);
+  const int64_t bytes = block_bytes + (Interpolation<T, In>::bytes(1, width) + 63) / 64 * 64;
+  const Columns<T> columns(horizontal, width, kTileElements<T>);
   const Memory scratch(parallel.workers * bytes);
-  const Partials partials(params.loss, 1, plan.bands);
+  const Partials partials(params.loss, 1, bands.per_plane);
   if (!columns.allocated() || !scratch.data || !partials.allocated()) return Status::out_of_memory;
 
-  for_each_item(parallel, plan.items, is_small(in), [&](int64_t item, int32_t worker) {
+  for_each_item(parallel, bands.items, is_small(in), [&](int64_t item, int32_t worker) {
     char* const memory = scratch.data + worker * bytes;
-    Block<T> b(memory, plan.pixels());
-    Interpolation<T, In> logits(params.coarse.planes, 1, columns, plan.width, memory + block_bytes);
-    const int64_t plane = item / plan.bands, n = plane / in.channels, c = plane % in.channels;
-    const int64_t first = item % plan.bands * plan.rows;
-    const int64_t begin = first_output(vertical, first), end = first_output(vertical, first + plan.rows);
+    Block<T> b(memory, pixels);
+    Interpolation<T, In> logits(params.coarse.planes, 1, columns, width, memory + block_bytes);
+    const auto [plane, first, last, begin, end] = bands.part(item);
+    const int64_t n = plane / in.channels, c = plane % in.channels;
     OneChannel<T> channel = channel_of<T>(in, n, c, nullptr);
     T* const map = static_cast<T*>(params.loss.bce_map);
     for (int64_t s = 0; s < columns.strips(); ++s) {
@@ -117,29 +109,28 @@ template <class T, class In>
 Status run_backward(const DiceBceLossCoarseBackward& params, const Parallel& parallel) {
   const DiceBceLossInputs& in = params.loss.in;
   const LinearAxis &vertical = params.coarse.vertical, &horizontal = params.coarse.horizontal;
-  const Plan<T> plan(in, vertical, horizontal);
+  const Bands bands(in.batch * in.channels, vertical);
+  const int64_t width = strip_width<T>(horizontal.out), pixels = kTileRows * width;
   const Terms<T> terms(in);
   const T grad_bce = static_cast<T>(params.loss.grad_bce ? params.loss.grad_bce[0] : 0.);
 
-  const int64_t block_bytes = Block<T>::bytes(plan.pixels());
-  const int64_t interpolation_bytes = (Interpolation<T, In>::bytes(1, plan.width) + 63) / 64 * 64;
-  const int64_t band_bytes = (Band<T>::bytes(1, plan.width, horizontal.in, plan.rows) + 63) / 64 * 64;
+  const int64_t block_bytes = Block<T>::bytes(pixels);
+  const int64_t interpolation_bytes = (Interpolation<T, In>::bytes(1, width) + 63) / 64 * 64;
+  const int64_t band_bytes = (Band<T>::bytes(1, width, horizontal.in, bands.rows) + 63) / 64 * 64;
   const int64_t bytes = block_bytes + interpolation_bytes + band_bytes;
-  const ColumnSums<T> columns(horizontal, plan.width, kTileElements<T>);
+  const ColumnSums<T> columns(horizontal, width, kTileElements<T>);
   const Memory scratch(parallel.workers * bytes);
   const int64_t pitch = Band<T>::pitch_of(horizontal.in);
-  const Seams<T> seams(plan.bands > 1 ? plan.items : 0, pitch);
+  const Seams<T> seams(bands, pitch);
   if (!columns.allocated() || !scratch.data || !seams.allocated()) return Status::out_of_memory;
 
-  for_each_item(parallel, plan.items, is_small(in), [&](int64_t item, int32_t worker) {
+  for_each_item(parallel, bands.items, is_small(in), [&](int64_t item, int32_t worker) {
     char* const memory = scratch.data + worker * bytes;
-    Block<T> b(memory, plan.pixels());
-    Interpolation<T, In> logits(params.coarse.planes, 1, columns, plan.width, memory + block_bytes);
-    const int64_t plane = item / plan.bands, n = plane / in.channels, c = plane % in.channels;
-    const int64_t first = item % plan.bands * plan.rows;
-    const int64_t last = first + plan.rows < vertical.in ? first + plan.rows : vertical.in;
-    Band<T> band(columns, plan.width, 1, params.coarse.planes, first, last, memory + block_bytes + interpolation_bytes);
-    const int64_t begin = first_output(vertical, first), end = first_output(vertical, last);
+    Block<T> b(memory, pixels);
+    Interpolation<T, In> logits(params.coarse.planes, 1, columns, width, memory + block_bytes);
+    const auto [plane, first, last, begin, end] = bands.part(item);
+    const int64_t n = plane / in.channels, c = plane % in.channels;
+    Band<T> band(columns, width, 1, params.coarse.planes, first, last, memory + block_bytes + interpolation_bytes);
     const OneChannel<T, 1> channel = channel_of<T, 1>(in, n, c, params.loss.grad_overlap);
     for (int64_t s = 0; s < columns.strips(); ++s) {
       logits.begin(n, c, s);
@@ -159,14 +150,10 @@ Status run_backward(const DiceBceLossCoarseBackward& params, const Parallel& par
       band.advance(s, logits.held);
       band.advance(s, logits.held + 1);
     }
-    if (plan.bands > 1) seams.keep(item, band);
+    if (bands.meet()) seams.keep(item, band);
     for (int64_t j = first + (first > 0); j < last; ++j) write_row<In>(band.row(j), pitch, params.grad_logits, n, c, 1, j);
   });
-  for_each_item(parallel, plan.bands > 1 ? plan.items : 0, is_small(in), [&](int64_t item, int32_t) {
-    const int64_t plane = item / plan.bands, first = item % plan.bands * plan.rows;
-    if (first > 0)
-      write_row<In>(seams.join(item), pitch, params.grad_logits, plane / in.channels, plane % in.channels, 1, first);
-  });
+  write_seams<In>(seams, bands, pitch, params.grad_logits, 1, parallel, is_small(in));
   return Status::ok;
 }
 

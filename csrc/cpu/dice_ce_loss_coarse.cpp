@@ -49,17 +49,16 @@ Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& 
   const LinearAxis &vertical = params.coarse.vertical, &horizontal = params.coarse.horizontal;
   const TileSize tile(in.classes, horizontal.out, sizeof(T));
   const int64_t capacity = tile.width;
-  const int64_t rows = band_rows(in.batch, vertical.in);
-  const int64_t per_image = (vertical.in + rows - 1) / rows, items = in.batch * per_image;
+  const Bands bands(in.batch, vertical);
 
   const int64_t block_bytes = Block<T>::bytes(in.classes, tile.pixels());
   const int64_t bytes = block_bytes + (Interpolation<T, In>::bytes(in.classes, capacity) + 63) / 64 * 64;
   const Columns<T> columns(horizontal, capacity, kPad);
   const Memory scratch(parallel.workers * bytes);
-  const Partials partials(params.loss, items, parallel.workers);
+  const Partials partials(params.loss, bands.items, parallel.workers);
   if (!columns.allocated() || !scratch.data || !partials.allocated()) return Status::out_of_memory;
 
-  for_each_item(parallel, items, is_small(in), [&](int64_t item, int32_t worker) {
+  for_each_item(parallel, bands.items, is_small(in), [&](int64_t item, int32_t worker) {
     char* const memory = scratch.data + worker * bytes;
     Block<T> b;
     b.place(memory, in.classes, tile.pixels());
@@ -67,8 +66,7 @@ Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& 
     const DiceCeLossStatistics own = partials.params_of(worker);
     const Forward<T, T> forward{own};
     const ItemSums sums = partials.open(item, worker);
-    const int64_t n = item / per_image, first = item % per_image * rows;
-    const int64_t begin = first_output(vertical, first), end = first_output(vertical, first + rows);
+    const auto [n, first, last, begin, end] = bands.part(item);
     for (int64_t s = 0; s < columns.strips(); ++s) {
       const Strip strip = columns.strip(s);
       logits.begin(n, 0, s);
@@ -86,7 +84,7 @@ Status run_statistics(const DiceCeLossCoarseStatistics& params, const Parallel& 
     }
     partials.close(item, sums);
   });
-  partials.reduce(per_image);
+  partials.reduce(bands.per_plane);
   return Status::ok;
 }
 
@@ -96,31 +94,28 @@ Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& para
   const LinearAxis &vertical = params.coarse.vertical, &horizontal = params.coarse.horizontal;
   const TileSize tile(in.classes, horizontal.out, sizeof(T));
   const int64_t capacity = tile.width;
-  const int64_t rows = band_rows(in.batch, vertical.in);
-  const int64_t per_image = (vertical.in + rows - 1) / rows, items = in.batch * per_image;
+  const Bands bands(in.batch, vertical);
 
   const int64_t block_bytes = Block<T>::bytes(in.classes, tile.pixels());
   const int64_t interpolation_bytes = (Interpolation<T, In>::bytes(in.classes, capacity) + 63) / 64 * 64;
-  const int64_t band_bytes = (Band<T>::bytes(in.classes, capacity, horizontal.in, rows) + 63) / 64 * 64;
+  const int64_t band_bytes = (Band<T>::bytes(in.classes, capacity, horizontal.in, bands.rows) + 63) / 64 * 64;
   const int64_t bytes = block_bytes + interpolation_bytes + band_bytes;
   const ColumnSums<T> columns(horizontal, capacity, kPad);
   const Memory scratch(parallel.workers * bytes);
   const Derivatives<T> derivatives(params.loss);
   const int64_t pitch = Band<T>::pitch_of(horizontal.in);
-  const Seams<T> seams(per_image > 1 ? items : 0, in.classes * pitch);
+  const Seams<T> seams(bands, in.classes * pitch);
   if (!columns.allocated() || !scratch.data || !derivatives.allocated() || !seams.allocated()) return Status::out_of_memory;
   const Backward<T, T> backward = derivatives.template backward<T>(false);
 
-  for_each_item(parallel, items, is_small(in), [&](int64_t item, int32_t worker) {
+  for_each_item(parallel, bands.items, is_small(in), [&](int64_t item, int32_t worker) {
     char* const memory = scratch.data + worker * bytes;
     Block<T> b;
     b.place(memory, in.classes, tile.pixels());
     Interpolation<T, In> logits(params.coarse.planes, in.classes, columns, capacity, memory + block_bytes);
-    const int64_t n = item / per_image, first = item % per_image * rows;
-    const int64_t last = first + rows < vertical.in ? first + rows : vertical.in;
+    const auto [n, first, last, begin, end] = bands.part(item);
     Band<T> band(columns, capacity, in.classes, params.coarse.planes, first, last,
                  memory + block_bytes + interpolation_bytes);
-    const int64_t begin = first_output(vertical, first), end = first_output(vertical, last);
     for (int64_t s = 0; s < columns.strips(); ++s) {
       const Strip strip = columns.strip(s);
       logits.begin(n, 0, s);
@@ -143,14 +138,11 @@ Status run_backward(const DiceCeLossCoarseBackward& params, const Parallel& para
       band.advance(s, logits.held);
       band.advance(s, logits.held + 1);
     }
-    if (per_image > 1) seams.keep(item, band);
+    if (bands.meet()) seams.keep(item, band);
     for (int64_t j = first + (first > 0); j < last; ++j)
       write_row<In>(band.row(j), pitch, params.grad_logits, n, 0, in.classes, j);
   });
-  for_each_item(parallel, per_image > 1 ? items : 0, is_small(in), [&](int64_t item, int32_t) {
-    const int64_t first = item % per_image * rows;
-    if (first > 0) write_row<In>(seams.join(item), pitch, params.grad_logits, item / per_image, 0, in.classes, first);
-  });
+  write_seams<In>(seams, bands, pitch, params.grad_logits, in.classes, parallel, is_small(in));
   return Status::ok;
 }
 

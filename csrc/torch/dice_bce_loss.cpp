@@ -139,7 +139,7 @@ template <class Run>
 Sums statistics_of(const Inputs& inputs, const Tensor& logits, const Tensor& target, bool with_overlap, bool with_map,
                    const Pixels& like, int64_t on_bad, const Run& run) {
   const int64_t n = inputs.in.batch, c = inputs.in.channels;
-  Tensor overlap = empty(with_overlap ? std::vector<int64_t>{n, 3, c} : std::vector<int64_t>{0}, ScalarType::Double, logits);
+  Tensor overlap = empty_if(with_overlap, {n, 3, c}, ScalarType::Double, logits);
   Tensor bce = empty({2}, ScalarType::Double, logits);
   Tensor map =
       with_map ? empty_like_pixels(target, like, accumulation_type(logits)) : empty({0}, accumulation_type(logits), logits);
@@ -198,17 +198,8 @@ Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<
                 const std::optional<Tensor>& pixel_weight, std::optional<Tensor> grad_overlap,
                 std::optional<Tensor> grad_bce, std::optional<int64_t> ignore_index, double focal_gamma, bool squared) {
   const Inputs inputs = inputs_of(logits, target, pos_weight, pixel_weight, ignore_index, focal_gamma, squared);
-  Tensor grad_logits = empty_like_pixels(logits, inputs.logits);
-  const Pixels grad = as_pixels(grad_logits);
-
-  DiceBceLossBackward p = backward_of(inputs, grad_overlap, grad_bce, logits);
-  p.grad_logits = grad_logits.mutable_data_ptr();
-  p.grad_stride_n = grad.stride_n;
-  p.grad_stride_c = grad.stride_c;
-  p.grad_stride_s = grad.stride_s;
-  p.warm = is_warm(grad_logits);
-  launch(p, logits);
-  return grad_logits;
+  return gradient_of(backward_of(inputs, grad_overlap, grad_bce, logits), logits, inputs.logits,
+                     [&](const DiceBceLossBackward& p) { launch(p, logits); });
 }
 
 Tensor coarse_backward(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& pos_weight,
@@ -216,14 +207,10 @@ Tensor coarse_backward(const Tensor& logits, const Tensor& target, const std::op
                        std::optional<Tensor> grad_bce, std::optional<int64_t> ignore_index, double focal_gamma, bool squared,
                        bool align_corners) {
   const Inputs inputs = coarse_inputs_of(logits, target, pos_weight, pixel_weight, ignore_index, focal_gamma, squared);
-  Tensor grad_logits = empty_like_pixels(logits, inputs.logits);
-
   DiceBceLossCoarseBackward p{};
   p.loss = backward_of(inputs, grad_overlap, grad_bce, logits);
   p.coarse = coarse_of(inputs.logits, target.size(2), target.size(3), align_corners);
-  p.grad_logits = planes_of(grad_logits.mutable_data_ptr(), as_pixels(grad_logits));
-  launch(p, logits);
-  return grad_logits;
+  return coarse_gradient_of(p, logits, inputs.logits, [&](const DiceBceLossCoarseBackward& q) { launch(q, logits); });
 }
 
 }  // namespace

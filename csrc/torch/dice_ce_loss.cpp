@@ -123,10 +123,10 @@ template <class Run>
 Sums statistics_of(const Inputs& inputs, const Tensor& logits, const Tensor& target, bool with_overlap, bool with_confusion,
                    bool with_map, int64_t on_bad, const Run& run) {
   const int64_t n = inputs.in.batch, c = inputs.in.classes;
-  Tensor overlap = empty(with_overlap ? std::vector<int64_t>{n, 3, c} : std::vector<int64_t>{0}, ScalarType::Double, logits);
+  Tensor overlap = empty_if(with_overlap, {n, 3, c}, ScalarType::Double, logits);
   Tensor ce = empty({2}, ScalarType::Double, logits);
-  Tensor map = empty(with_map ? sizes_of(target) : std::vector<int64_t>{0}, accumulation_type(logits), logits);
-  Tensor confusion = empty(with_confusion ? std::vector<int64_t>{c, c} : std::vector<int64_t>{0}, ScalarType::Long, logits);
+  Tensor map = empty_if(with_map, sizes_of(target), accumulation_type(logits), logits);
+  Tensor confusion = empty_if(with_confusion, {c, c}, ScalarType::Long, logits);
   Tensor errors = empty({kBadDataFields}, ScalarType::Long, logits);
   if (with_confusion) torch::stable::zero_(confusion);
 
@@ -175,17 +175,8 @@ Tensor backward(const Tensor& logits, const Tensor& target, const std::optional<
                 const std::optional<Tensor>& pixel_weight, std::optional<Tensor> grad_overlap, std::optional<Tensor> grad_ce,
                 int64_t ignore_index, double label_smoothing, bool squared) {
   const Inputs inputs = inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
-  Tensor grad_logits = empty_like_pixels(logits, inputs.logits);
-  const Pixels grad = as_pixels(grad_logits);
-
-  DiceCeLossBackward p = backward_of(inputs, grad_overlap, grad_ce, logits);
-  p.grad_logits = grad_logits.mutable_data_ptr();
-  p.grad_stride_n = grad.stride_n;
-  p.grad_stride_c = grad.stride_c;
-  p.grad_stride_s = grad.stride_s;
-  p.warm = is_warm(grad_logits);
-  launch(p, logits);
-  return grad_logits;
+  return gradient_of(backward_of(inputs, grad_overlap, grad_ce, logits), logits, inputs.logits,
+                     [&](const DiceCeLossBackward& p) { launch(p, logits); });
 }
 
 Tensor coarse_backward(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
@@ -193,14 +184,10 @@ Tensor coarse_backward(const Tensor& logits, const Tensor& target, const std::op
                        std::optional<Tensor> grad_ce, int64_t ignore_index, double label_smoothing, bool squared,
                        bool align_corners) {
   const Inputs inputs = coarse_inputs_of(logits, target, weight, pixel_weight, ignore_index, label_smoothing, squared);
-  Tensor grad_logits = empty_like_pixels(logits, inputs.logits);
-
   DiceCeLossCoarseBackward p{};
   p.loss = backward_of(inputs, grad_overlap, grad_ce, logits);
   p.coarse = coarse_of(inputs.logits, target.size(1), target.size(2), align_corners);
-  p.grad_logits = planes_of(grad_logits.mutable_data_ptr(), as_pixels(grad_logits));
-  launch(p, logits);
-  return grad_logits;
+  return coarse_gradient_of(p, logits, inputs.logits, [&](const DiceCeLossCoarseBackward& q) { launch(q, logits); });
 }
 
 Sums value(const Tensor& overlap, const Tensor& ce, const std::optional<Tensor>& dice_class_weight, double num_i,

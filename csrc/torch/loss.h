@@ -41,4 +41,32 @@ inline CoarseLogits coarse_of(const Pixels& logits, int64_t height, int64_t widt
           linear_axis(logits.tensor.size(3), width, align_corners, 0)};
 }
 
+// A result that may not be wanted: empty then.
+inline Tensor empty_if(bool wanted, const std::vector<int64_t>& sizes, ScalarType type, const Tensor& like) {
+  return empty(wanted ? sizes : std::vector<int64_t>{0}, type, like);
+}
+
+// The gradient of logits of full size, in their layout: allocated, and written by run(p).
+template <class Backward, class Run>
+Tensor gradient_of(Backward p, const Tensor& logits, const Pixels& pixels, const Run& run) {
+  Tensor grad_logits = empty_like_pixels(logits, pixels);
+  const Pixels grad = as_pixels(grad_logits);
+  p.grad_logits = grad_logits.mutable_data_ptr();
+  p.grad_stride_n = grad.stride_n;
+  p.grad_stride_c = grad.stride_c;
+  p.grad_stride_s = grad.stride_s;
+  p.warm = is_warm(grad_logits);
+  run(p);
+  return grad_logits;
+}
+
+// That of coarse logits.
+template <class CoarseBackward, class Run>
+Tensor coarse_gradient_of(CoarseBackward p, const Tensor& logits, const Pixels& pixels, const Run& run) {
+  Tensor grad_logits = empty_like_pixels(logits, pixels);
+  p.grad_logits = planes_of(grad_logits.mutable_data_ptr(), as_pixels(grad_logits));
+  run(p);
+  return grad_logits;
+}
+
 }  // namespace segops::binding
