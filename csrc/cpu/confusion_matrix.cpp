@@ -15,7 +15,10 @@
 namespace segops::SEGOPS_ISA {
 namespace {
 
-constexpr int64_t kBlock = 1024;        // pixels
+constexpr int64_t kBlock = 1024;  // pixels
+// Pixels of label maps, which are read in few cycles: a short block, so that what is fetched comes evenly, and how far
+// ahead.
+constexpr int64_t kMapBlock = 256, kMapsAhead = 1024;
 constexpr int64_t kItem = 16 * kBlock;  // pixels of an item of work: tens of microseconds
 constexpr int64_t kSerialElements = 1 << 15;
 
@@ -35,6 +38,7 @@ class Counters {
         memory_(own_ ? workers * pitch_ * 8 : 0) {}
 
   bool allocated() const { return memory_.data; }
+  bool own() const { return own_; }
 
   // Pixels without a label or a class, which are below 0, count nowhere. `cell` is scratch of `size` elements. ahead(i)
   // is called before kRun pixels from i on.
@@ -47,6 +51,12 @@ class Counters {
       const int32_t column = static_cast<int32_t>(predicted[i]);
       cell[i] = (label[i] | column) < 0 ? nowhere : label[i] * classes + column;
     }
+    add_cells(worker, cell, size, ahead);
+  }
+
+  // Pixels whose cells are known, where own().
+  template <class Ahead>
+  void add_cells(int32_t worker, const int32_t* cell, int64_t size, const Ahead& ahead) const {
     int64_t* const counts = of(worker);
     const int64_t copy = copies_ > 1 ? cells_ + 1 : 0;
     int64_t i = 0;
@@ -258,33 +268,62 @@ Status count_logits(const ConfusionMatrix& p, const Parallel& parallel) {
   return status;
 }
 
+// label * classes + class of `size` pixels from `first` on, whole vectors of them. Returns whether every label and class is
+// one: the cells mean nothing otherwise.
+bool cells_of(const ConfusionMatrix& p, int64_t first, int64_t size, int32_t* cell) {
+  constexpr int kStep = kNativeLanes<int32_t>;
+  return as_label(p.target_dtype, [&]<class WideLabel, class Label>() {
+    return as_label(p.prediction_dtype, [&]<class WideClass, class Class>() {
+      const Label* const label = static_cast<const Label*>(p.target) + first;
+      const Class* const predicted = static_cast<const Class*>(p.prediction) + first;
+      const uint32_t classes = static_cast<uint32_t>(p.classes);
+      Most<WideLabel> labels;
+      Most<WideClass> predictions;
+      for (int64_t i = 0; i < size; i += kStep) {
+        using Cells = Vec<uint32_t, kStep>;  // which may overflow, of labels that are none
+        const Cells row = reinterpret_cast<Cells>(narrow_vector<WideLabel>(label + i, labels));
+        const Cells column = reinterpret_cast<Cells>(narrow_vector<WideClass>(predicted + i, predictions));
+        *reinterpret_cast<Unaligned<uint32_t, kStep>*>(cell + i) = row * classes + column;
+      }
+      return labels.below(classes) && predictions.below(classes);
+    });
+  });
+}
+
 Status count_classes(const ConfusionMatrix& p, const Parallel& parallel) {
   const int64_t bytes = Scratch<float>::bytes(0);
   const Memory memory(parallel.workers * bytes, false);
   const Counters counters(p, parallel.workers);
   if (!memory.data || !counters.allocated()) return Status::out_of_memory;
   const int64_t elements = p.batch * p.pixels;
+  const bool ignores_class = p.has_ignore_index && p.ignore_index >= 0 && p.ignore_index < p.classes;
+  const bool by_cells = counters.own() && !ignores_class;
   const Status status =
       for_each_part(p, parallel, elements, [&](Bad& bad, int32_t worker, int64_t n, int64_t first, int64_t end) {
         const Scratch<float> own(memory.data + worker * bytes, 0);
         for (int64_t size; first < end; first += size) {
-          size = end - first < kBlock ? end - first : kBlock;
+          size = end - first < kMapBlock ? end - first : kMapBlock;
           const int64_t at = n * p.pixels + first;
+          // Counting leaves the memory idle: it fetches what lies behind.
+          const auto fetch = [&](Dtype dtype, const void* map, int64_t i) {
+            const int64_t bytes = bytes_of(dtype);
+            for (int64_t byte = bytes * i; byte < bytes * (i + Counters::kRun); byte += 64)
+              fetch_ahead(map, bytes * (at + kMapsAhead) + byte);
+          };
+          const auto ahead = [&](int64_t i) {
+            fetch(p.target_dtype, p.target, i);
+            fetch(p.prediction_dtype, p.prediction, i);
+          };
+          if (size == kMapBlock && by_cells && cells_of(p, at, size, own.cell)) {
+            counters.add_cells(worker, own.cell, size, ahead);
+            continue;
+          }
           const bool bad_labels =
               read_labels(p.target_dtype, p.target, at, size, p.classes, p.has_ignore_index, p.ignore_index, own.label);
           const bool bad_predictions =
               read_labels(p.prediction_dtype, p.prediction, at, size, p.classes, false, 0, own.predicted);
           if (bad_labels || bad_predictions) record_bad(p, at, size, bad);
-          // Counting leaves the memory idle: it fetches the block behind this one.
-          const auto fetch = [&](Dtype dtype, const void* map, int64_t i) {
-            const int64_t bytes = bytes_of(dtype);
-            for (int64_t byte = bytes * i; byte < bytes * (i + Counters::kRun); byte += 64)
-              fetch_ahead(map, bytes * (at + size) + byte);
-          };
-          counters.add(worker, own.label, own.predicted, size, own.cell, [&](int64_t i) {
-            fetch(p.target_dtype, p.target, i);
-            fetch(p.prediction_dtype, p.prediction, i);
-          });
+          counters.add(worker, own.label, own.predicted, size, own.cell, ahead);
         }
       });
   if (status == Status::ok) counters.reduce();

@@ -29,23 +29,28 @@ SEGOPS_INLINE Vec<Wide, kLanes> widen_labels(const Label* from) {
     return __builtin_convertvector(labels, Vec<Wide, kLanes>);
 }
 
-// Labels to int32 as convert(vector of Wide) has them; zeros stand for what is missing of the last vector.
+// As many labels as a vector of int32 has, as convert(vector of Wide) has them.
+template <class Wide, class Label, class Convert>
+SEGOPS_INLINE Vec<int32_t, kNativeLanes<int32_t>> narrow_vector(const Label* from, Convert&& convert) {
+  constexpr int kLanes = kNativeLanes<Wide>, kStep = kNativeLanes<int32_t>;
+  using Out = Vec<int32_t, kStep>;
+  if constexpr (sizeof(Wide) == sizeof(int32_t)) {
+    return convert(widen_labels<kLanes, Wide>(from));
+  } else {  // the low halves of two vectors
+    Out low_halves;
+    for (int k = 0; k < kStep; ++k) low_halves[k] = 2 * k;
+    const Out first = reinterpret_cast<Out>(convert(widen_labels<kLanes, Wide>(from)));
+    const Out second = reinterpret_cast<Out>(convert(widen_labels<kLanes, Wide>(from + kLanes)));
+    return __builtin_shuffle(first, second, low_halves);
+  }
+}
+
+// Labels to int32; zeros stand for what is missing of the last vector.
 template <class Wide, class Label, class Convert>
 SEGOPS_INLINE void narrow_labels(const Label* target, int64_t n, int32_t* label, const Convert& convert) {
-  constexpr int kLanes = kNativeLanes<Wide>, kStep = kNativeLanes<int32_t>;
+  constexpr int kStep = kNativeLanes<int32_t>;
   auto step = [&](const Label* from, int32_t* to) {
-    using Out = Vec<int32_t, kStep>;
-    Out out;
-    if constexpr (sizeof(Wide) == sizeof(int32_t)) {
-      out = convert(widen_labels<kLanes, Wide>(from));
-    } else {  // the low halves of two vectors
-      Out low_halves;
-      for (int k = 0; k < kStep; ++k) low_halves[k] = 2 * k;
-      const Out first = reinterpret_cast<Out>(convert(widen_labels<kLanes, Wide>(from)));
-      const Out second = reinterpret_cast<Out>(convert(widen_labels<kLanes, Wide>(from + kLanes)));
-      out = __builtin_shuffle(first, second, low_halves);
-    }
-    *reinterpret_cast<Unaligned<int32_t, kStep>*>(to) = out;
+    *reinterpret_cast<Unaligned<int32_t, kStep>*>(to) = narrow_vector<Wide>(from, convert);
   };
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) step(target + i, label + i);
@@ -58,6 +63,25 @@ SEGOPS_INLINE void narrow_labels(const Label* target, int64_t n, int32_t* label,
   }
 }
 
+// The largest of the labels it is called with, compared without a sign: negative ones are large.
+template <class Wide>
+struct Most {
+  static constexpr int kLanes = kNativeLanes<Wide>;
+  using Element = typename UnsignedOf<Wide>::type;
+  Vec<Element, kLanes> most{};
+
+  SEGOPS_MEMBER Vec<Wide, kLanes> operator()(Vec<Wide, kLanes> value) {
+    const auto given = reinterpret_cast<Vec<Element, kLanes>>(value);
+    most = given > most ? given : most;
+    return value;
+  }
+  bool below(int64_t classes) const {
+    bool inside = true;
+    for (int k = 0; k < kLanes; ++k) inside &= most[k] < static_cast<Element>(classes);
+    return inside;
+  }
+};
+
 // Labels to int32, kIgnored where they are ignored or out of range; compared in Wide, which holds every Label and the class
 // count. Returns whether any was out of range.
 template <class Wide, class Label>
@@ -65,21 +89,14 @@ bool read_labels(const Label* target, int64_t n, int64_t classes, bool ignores, 
   constexpr int kLanes = kNativeLanes<Wide>;
   using V = Vec<Wide, kLanes>;
   using Element = typename UnsignedOf<Wide>::type;
-  // Compared without a sign: negative ones are large.
   using Unsigned = Vec<Element, kLanes>;
   const Wide ignore = static_cast<Wide>(ignore_index);
   const bool ignorable = ignores && ignore == ignore_index;
   // Mostly all are in range, and a maximum tells.
   if (!ignorable || static_cast<Element>(ignore) >= static_cast<Element>(classes)) {
-    Unsigned most{};
-    narrow_labels<Wide>(target, n, label, [&](V value) {
-      const Unsigned given = reinterpret_cast<Unsigned>(value);
-      most = given > most ? given : most;
-      return value;
-    });
-    bool inside = true;
-    for (int k = 0; k < kLanes; ++k) inside &= most[k] < static_cast<Element>(classes);
-    if (inside) return false;
+    Most<Wide> most;
+    narrow_labels<Wide>(target, n, label, [&](V value) { return most(value); });
+    if (most.below(classes)) return false;
   }
   const Unsigned count = broadcast<kLanes>(static_cast<Element>(classes));
   const V matches = ignorable ? ~V{} : V{};
@@ -94,19 +111,24 @@ bool read_labels(const Label* target, int64_t n, int64_t classes, bool ignores, 
   return false;
 }
 
+// Calls run<Wide, Label>() for labels of a type.
+template <class Run>
+auto as_label(Dtype dtype, const Run& run) {
+  switch (dtype) {
+    case Dtype::uint8: return run.template operator()<int32_t, uint8_t>();
+    case Dtype::int16: return run.template operator()<int32_t, int16_t>();
+    case Dtype::int32: return run.template operator()<int32_t, int32_t>();
+    default: return run.template operator()<int64_t, int64_t>();
+  }
+}
+
 // Those of `n` pixels from `first` on.
 inline bool read_labels(Dtype dtype, const void* labels, int64_t first, int64_t n, int64_t classes, bool ignores,
                         int64_t ignore_index, int32_t* label) {
-  switch (dtype) {
-    case Dtype::uint8:
-      return read_labels<int32_t>(static_cast<const uint8_t*>(labels) + first, n, classes, ignores, ignore_index, label);
-    case Dtype::int16:
-      return read_labels<int32_t>(static_cast<const int16_t*>(labels) + first, n, classes, ignores, ignore_index, label);
-    case Dtype::int32:
-      return read_labels<int32_t>(static_cast<const int32_t*>(labels) + first, n, classes, ignores, ignore_index, label);
-    default:
-      return read_labels<int64_t>(static_cast<const int64_t*>(labels) + first, n, classes, ignores, ignore_index, label);
-  }
+  return as_label(dtype, [&]<class Wide, class Label>() {
+    const Label* const target = static_cast<const Label*>(labels) + first;
+    return read_labels<Wide>(target, n, classes, ignores, ignore_index, label);
+  });
 }
 
 // Asks for `n` labels from `first` on, which need not exist, before they are read.

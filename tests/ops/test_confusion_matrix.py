@@ -140,6 +140,30 @@ def test_many_classes(classes: int, kernel_backend: str, device: str) -> None:
         assert torch.equal(counts.cpu(), counted(x.argmax(1), target, classes, IGNORE))
 
 
+@pytest.mark.parametrize("of_prediction", LABELS, ids=str)
+@pytest.mark.parametrize("of_target", LABELS, ids=str)
+def test_maps_of_many_pixels(
+    of_target: torch.dtype, of_prediction: torch.dtype, kernel_backend: str, device: str
+) -> None:
+    """Blocks of good labels, and among them one with the largest and one with the smallest number of the type."""
+    shape = (2, 12, 17) if kernel_backend in ("triton", "simt") else (2, 40, 50)
+    target = random_labels(shape, 19, of_target, device=device)
+    predicted = random_labels(shape, 19, of_prediction, seed=7, device=device)
+    expected = counted(predicted, target, 19)
+    assert torch.equal(segops.confusion_matrix(predicted, target, 19, backend=kernel_backend).cpu(), expected)
+    worst = torch.iinfo(of_target).max, torch.iinfo(of_prediction).max, torch.iinfo(of_prediction).min
+    target[0, -1, 3] = worst[0]
+    counts = segops.confusion_matrix(predicted, target, 19, worst[0], backend=kernel_backend)
+    assert torch.equal(counts.cpu(), counted(predicted, target, 19, worst[0]))
+    predicted[1, 7, 9] = worst[1]
+    predicted[1, 9, 0] = worst[2]
+    with pytest.raises(ValueError, match=r"target has 1 label outside .* at \[0, \d+, 3\]"):
+        segops.confusion_matrix(predicted, target, 19, backend=kernel_backend)
+    number = 1 if worst[2] == 0 else 2  # zero is a class
+    with pytest.raises(ValueError, match=rf"prediction has {number} labels? outside .* at \[1, 7, 9\]"):
+        segops.confusion_matrix(predicted, target, 19, worst[0], backend=kernel_backend)
+
+
 @pytest.mark.parametrize("ignore", [0, 2, -1, -100, 255, 1 << 40])
 def test_ignore_index(ignore: int, backend: str, device: str) -> None:
     """Among the classes or not, and whatever is predicted there."""
