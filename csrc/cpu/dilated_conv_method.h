@@ -48,19 +48,34 @@ inline bool single_is_best(const ConvWindow& w, int64_t groups, const ConvSize& 
 }
 
 // Costs, of a call, of a multiply-add, of a pixel or tile of a channel, and of a weight; a unit is about 9 picoseconds.
-// Fitted to the times that 200 shapes of benchmarks/sweep_dilated_conv.py took by each method on one machine, before
-// products left out padded channels: there, the method chosen took at most 1.16 times as long as the best of these methods.
-// Of other shapes and machines that says less.
 struct ConvCost {
   double call, product, element, weight;
 };
 
-constexpr ConvCost kWinograd2{4.17e6, 0.85, 170, 2400}, kWinograd4{5.18e6, 0.819, 493, 3240};
-// A weight that is kept is read and checked: estimates from a few times.
-constexpr double kKeptWeight2 = 300, kKeptWeight4 = 1100;
 // ATen's convolution of planar images, of images that are channels last, and of planar ones copied to that and back.
-constexpr ConvCost kDirectPlanar{12e6, 0.695, 91.1, 380}, kDirectLast{13.2e6, 1.07, 60, 516},
-    kDirectCopied{18.6e6, 0.882, 129, 1420};
+struct AtenCosts {
+  ConvCost planar, last, copied;
+};
+
+struct ConvCosts {
+  ConvCost winograd2, winograd4;
+  double kept2, kept4;    // of a weight that is kept, which is read and checked: estimates from a few times
+  AtenCosts aten, small;  // of images that ATen keeps from oneDNN
+  bool copies_by_cost;    // or by faster_as_copy
+};
+
+// Fitted to the times that 200 shapes of benchmarks/sweep_dilated_conv.py took by each method on one machine (Zen 4, two
+// threads), before products left out padded channels: there, the method chosen took at most 1.16 times as long as the best
+// of these methods. Of other shapes and machines that says less.
+constexpr AtenCosts kAten512{{12e6, 0.695, 91.1, 380}, {13.2e6, 1.07, 60, 516}, {18.6e6, 0.882, 129, 1420}};
+constexpr ConvCosts kAvx512{{4.17e6, 0.85, 170, 2400}, {5.18e6, 0.819, 493, 3240}, 300, 1100, kAten512, kAten512, false};
+
+// Fitted to 3220 images (17 pairs of channels from 3 to 1024, sizes 5 to 257, dilations 1 to 16, batches of 1 and 2, both
+// layouts) on another machine (Zen 1, two threads): there, the method chosen takes 1.025 times as long as the best on
+// average and more than 1.6 times in one of a hundred cases; by the costs above these are 1.094 and 1.97.
+constexpr AtenCosts kAten256{{27.9e6, 3.45, 107, 2080}, {25.8e6, 3.18, 60.9, 1670}, {27.8e6, 3.25, 183, 1570}};
+constexpr AtenCosts kSmall256{{13.2e6, 4.55, 183, 1360}, {14.8e6, 3.05, 212, 2410}, {15.9e6, 2.93, 335, 2150}};
+constexpr ConvCosts kAvx2{{9.79e6, 3.31, 558, 1540}, {7.91e6, 3.45, 1760, 2740}, 190, 930, kAten256, kSmall256, true};
 
 inline double cost_of(const ConvCost& c, const ConvSize& s, double products, double places) {
   return c.call + c.product * products + c.element * places * static_cast<double>(s.inputs + s.outputs) +
@@ -82,12 +97,14 @@ inline double winograd_cost(ConvSize s, const ConvWindow& w, int64_t m, ConvCost
   return cost_of(cost, s, tiles * static_cast<double>((m + 2) * (m + 2) * depth * s.outputs), tiles);
 }
 
-// Planar images that ATen convolves faster as copies that are channels last: small ones, which it keeps from oneDNN, and
-// those of a large dilation, for which oneDNN has no good planar kernel.
+// Images that ATen keeps from oneDNN.
+inline bool is_small(const ConvSize& s) { return s.batch == 1 && s.inputs * s.height * s.width <= 20480; }
+
+// With AVX-512, planar images that ATen convolves faster as copies that are channels last: small ones, and those of a large
+// dilation, for which oneDNN has no good planar kernel.
 inline bool faster_as_copy(const ConvSize& s, const ConvWindow& w) {
-  if (s.channels_last) return false;
   const int64_t pixels = s.height * s.width, d = w.dilation_w;
-  if (s.batch == 1 && s.inputs * pixels <= 20480) return pixels >= 1024 || (s.inputs >= 16 && s.inputs < 128);
+  if (is_small(s)) return pixels >= 1024 || (s.inputs >= 16 && s.inputs < 128);
   return s.inputs >= 128 && ((d >= 8 && s.width >= 32) || (d >= 14 && s.width >= 14));
 }
 
@@ -95,17 +112,26 @@ inline bool faster_as_copy(const ConvSize& s, const ConvWindow& w) {
 enum class Prepacked : int32_t { none, winograd2, winograd4 };
 
 // `fast` permits F(4x4); `direct_speed` is that of ATen's convolution in this dtype, where 1 is float32.
-inline ConvMethod conv_method(const ConvWindow& w, int64_t groups, const ConvSize& s, bool fast, double direct_speed = 1,
-                              Prepacked kept = Prepacked::none) {
+inline ConvMethod conv_method(const ConvCosts& costs, const ConvWindow& w, int64_t groups, const ConvSize& s, bool fast,
+                              double direct_speed = 1, Prepacked kept = Prepacked::none) {
   if (!winograd_applies(w, groups)) return ConvMethod::aten;
-  const bool copied = faster_as_copy(s, w);
-  const ConvMethod aten = copied ? ConvMethod::aten_last : ConvMethod::aten;
-  const double direct = direct_cost(s, w, copied ? kDirectCopied : s.channels_last ? kDirectLast : kDirectPlanar);
-  ConvCost cost2 = kWinograd2, cost4 = kWinograd4;
-  if (kept == Prepacked::winograd2) cost2.weight = kKeptWeight2;
-  if (kept == Prepacked::winograd4) cost4.weight = kKeptWeight4;
+  const AtenCosts& aten = is_small(s) ? costs.small : costs.aten;
+  double least = direct_cost(s, w, s.channels_last ? aten.last : aten.planar);
+  ConvMethod method = ConvMethod::aten;
+  if (!s.channels_last) {
+    const double as_copy = direct_cost(s, w, aten.copied);
+    if (costs.copies_by_cost ? as_copy < least : faster_as_copy(s, w)) {
+      least = as_copy;
+      method = ConvMethod::aten_last;
+    }
+  }
+  if (s.outputs == 1) return method;  // Winograd's products are of 16 channels
+  least /= direct_speed;
+  ConvCost cost2 = costs.winograd2, cost4 = costs.winograd4;
+  if (kept == Prepacked::winograd2) cost2.weight = costs.kept2;
+  if (kept == Prepacked::winograd4) cost4.weight = costs.kept4;
   const double two = winograd_cost(s, w, 2, cost2), four = fast ? winograd_cost(s, w, 4, cost4) : two;
-  if ((two < four ? two : four) > direct / direct_speed) return aten;
+  if ((two < four ? two : four) > least) return method;
   return four < two ? ConvMethod::winograd4 : ConvMethod::winograd2;
 }
 

@@ -175,7 +175,8 @@ ConvMethod method_of(const Tensor& t, const ConvWindow& w, int64_t groups, ConvS
   if (!has_own_kernels(t)) return ConvMethod::aten;
   size.channels_last = suggests_channels_last(t);
   const bool narrow = t.element_size() == 2;
-  return conv_method(w, groups, size, fast || narrow, narrow && rounded && multiplies(t.scalar_type()) ? 2 : 1, kept);
+  const ConvCosts& costs = isa() == Isa::x86_64_v4 ? kAvx512 : kAvx2;
+  return conv_method(costs, w, groups, size, fast || narrow, narrow && rounded && multiplies(t.scalar_type()) ? 2 : 1, kept);
 }
 
 Prepacked kept_of(const Vector& prepacked, const Tensor& weight) {
