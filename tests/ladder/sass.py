@@ -49,6 +49,7 @@ _INSTRUCTIONS = {
     # How a quotient of integers begins where no subroutine is called.
     "int_div": r"I2F\.(?:\w+\.)?RP\b",
 }
+_MNEMONIC = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([\w.]+)", re.MULTILINE)
 _STORED_BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 
 
@@ -230,12 +231,20 @@ def rows_of_cubin(cubin: Path, arch: int) -> list[Row]:
         registers, stack, shared, local = map(int, numbers)
         sass = code[name]
         shared -= SYSTEM_SHARED if arch >= COUNTED_IN else 0
-        counts = {what: len(re.findall(rf"\b{pattern}", sass)) for what, pattern in _INSTRUCTIONS.items()}
         rows.append(
-            Row(shown, arch, registers, spills(sass) + local, stack, max(shared, 0), threads.get(name, 1024), counts,
-                subroutines(sass))
+            Row(shown, arch, registers, spills(sass) + local, stack, max(shared, 0), threads.get(name, 1024),
+                instructions(sass), subroutines(sass))
         )  # fmt: skip
     return rows
+
+
+def instructions(sass: str) -> dict[str, int]:
+    """How many of each of `_INSTRUCTIONS`. A kernel has a few dozen mnemonics, and only these are matched."""
+    mnemonics = Counter(_MNEMONIC.findall(sass))
+    return {
+        what: sum(number for mnemonic, number in mnemonics.items() if re.match(pattern, mnemonic))
+        for what, pattern in _INSTRUCTIONS.items()
+    }
 
 
 def spills(sass: str) -> int:
