@@ -72,7 +72,7 @@ class _Inputs(NamedTuple):
     accumulate: torch.dtype
 
     @property
-    def weight_strides(self) -> tuple[int, ...]:
+    def weight_stride(self) -> tuple[int, ...]:
         return (0, 0, 0) if self.pixel_weight is None else self.pixel_weight.stride()
 
     @property
@@ -169,10 +169,10 @@ def statistics(
         partial_bad,
         c,
         pixels,
-        *given.logits.stride(),
-        *given.target.stride(),
-        *given.weight_strides,
-        *((0, 0, 0) if map_rows is None else map_rows.stride()),
+        given.logits.stride(),
+        given.target.stride(),
+        given.weight_stride,
+        (0, 0, 0) if map_rows is None else map_rows.stride(),
         *((1, 1, 1, 0.0, 0.0) if align_corners is None else coarse_grid(logits, target, align_corners)),
         cut.chunks,
         cut.steps,
@@ -199,7 +199,7 @@ def statistics(
         bad_labels,
         c,
         max(pixels, 1),
-        *given.target.stride(),
+        given.target.stride(),
         cut.chunks,
         given.programs,
         groups,
@@ -244,7 +244,7 @@ def backward(
         None if grad_bce is None else grad_bce.contiguous(),
         grad_rows,
     )
-    strides = (*given.logits.stride(), *given.target.stride(), *given.weight_strides, *grad_rows.stride())
+    strides = (given.logits.stride(), given.target.stride(), given.weight_stride, grad_rows.stride())
     if align_corners is None:
         sizes = (c, pixels, *strides, given.plan.chunks, given.plan.steps, given.ignore, focal_gamma)
         constants = given.constants | {"INTERPRETING": INTERPRETING}
