@@ -17,7 +17,7 @@ from segops import errors
 from segops._dtypes import accumulation_dtype
 from segops._layout import empty_like_pixels
 from segops.reference.dice_bce_loss import SOFT_LABEL_SLACK
-from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, as_rows, launch, report
+from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, as_rows, contiguous, launch, report
 from segops.triton.dice_bce_loss_coarse import dice_bce_loss_coarse_gather_kernel
 from segops.triton.dice_bce_loss_tile import (
     dice_bce_loss_backward_kernel,
@@ -108,8 +108,8 @@ def _inputs(
         # Double takes the registers of two floats, as do the taps of an interpolation beside a logit.
         "num_warps": 8 if coarse or accumulate == torch.float64 else 4,
     }
-    pos_weight = None if pos_weight is None else pos_weight.contiguous()
-    return _Inputs(rows, labels, pixel_weight, pos_weight, cut, constants, float(ignore_index or 0), accumulate)
+    ignore, pos_weight = float(ignore_index or 0), contiguous(pos_weight)
+    return _Inputs(rows, labels, pixel_weight, pos_weight, cut, constants, ignore, accumulate)
 
 
 def _rows_like(x: Tensor, across: bool) -> Tensor:
@@ -240,8 +240,8 @@ def backward(
         given.target,
         given.pixel_weight,
         given.pos_weight,
-        None if grad_overlap is None else grad_overlap.contiguous(),
-        None if grad_bce is None else grad_bce.contiguous(),
+        contiguous(grad_overlap),
+        contiguous(grad_bce),
         grad_rows,
     )
     strides = (given.logits.stride(), given.target.stride(), given.weight_stride, grad_rows.stride())
