@@ -44,6 +44,11 @@ def _quiet_numpy() -> Iterator[None]:
         yield
 
 
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """What kernels read without strides; None where there is none."""
+    return None if x is None else x.contiguous()
+
+
 def as_rows(x: Tensor) -> Tensor:
     """x [N, C, *spatial] as [N, C, S] with neighbouring pixels (planar) or classes (channels last); else of a copy.
 

@@ -59,9 +59,7 @@ def confusion_matrix_logits_kernel(
     partial_bad,  # int64 [programs, 2]
     classes,
     pixels,
-    stride_n,
-    stride_c,
-    stride_s,
+    stride,
     chunks,
     steps,
     ignore_index: tl.int64,
@@ -84,14 +82,14 @@ def confusion_matrix_logits_kernel(
         bad_count += bad.to(tl.int32)
         bad_first = tl.minimum(bad_first, tl.where(bad, step * BLOCK_P + lanes, 0x7FFFFFFF))
 
-        row = logits + n * stride_n + (first + lanes) * stride_s
+        row = logits + n * stride[0] + (first + lanes) * stride[2]
         best = tl.full((BLOCK_P,), float("-inf"), T)
         best_is_nan = tl.zeros((BLOCK_P,), tl.int32)
         winner = tl.zeros((BLOCK_P,), tl.int32)
         for start in range(0, classes, BLOCK_C):
             c = start + tl.arange(0, BLOCK_C)
             mask = (c < classes)[:, None] & inside[None, :]
-            x = tl.load(row[None, :] + (c.to(tl.int64) * stride_c)[:, None], mask=mask, other=float("-inf"))
+            x = tl.load(row[None, :] + (c.to(tl.int64) * stride[1])[:, None], mask=mask, other=float("-inf"))
             x = widen(x, T)
             nan = x != x
             top = tl.max(tl.where(nan, float("inf"), x), axis=0)
@@ -193,10 +191,10 @@ def confusion_matrix(
         block_p = max(32, min(512, (4096 if rows.stride(2) == 1 else 2048) // block_c))
         chunks, steps = _cut(pixels, block_p)
         partial = torch.empty((1, n * chunks, 2), dtype=torch.int64, device=target.device)
-        strides = (*rows.stride(), chunks, steps, ignore_index)
+        numbers = (classes, pixels, rows.stride(), chunks, steps, ignore_index)
         options |= {"T": computing_dtype(prediction), "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 8}
-        arguments = (rows, labels, counts, partial, classes, pixels, *strides)
-        launch(confusion_matrix_logits_kernel, n * chunks, target, *arguments, **options)
+        tensors = (rows, labels, counts, partial)
+        launch(confusion_matrix_logits_kernel, n * chunks, target, *tensors, *numbers, **options)
         predicted = None
     else:
         predicted, pixels, block_p = prediction.contiguous(), target.numel(), 1024

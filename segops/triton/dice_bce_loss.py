@@ -17,7 +17,7 @@ from segops import errors
 from segops._dtypes import accumulation_dtype
 from segops._layout import empty_like_pixels
 from segops.reference.dice_bce_loss import SOFT_LABEL_SLACK
-from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, as_rows, launch, report
+from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, as_rows, contiguous, launch, report
 from segops.triton.dice_bce_loss_coarse import dice_bce_loss_coarse_gather_kernel
 from segops.triton.dice_bce_loss_tile import (
     dice_bce_loss_backward_kernel,
@@ -72,7 +72,7 @@ class _Inputs(NamedTuple):
     accumulate: torch.dtype
 
     @property
-    def weight_strides(self) -> tuple[int, ...]:
+    def weight_stride(self) -> tuple[int, ...]:
         return (0, 0, 0) if self.pixel_weight is None else self.pixel_weight.stride()
 
     @property
@@ -108,8 +108,8 @@ def _inputs(
         # Double takes the registers of two floats, as do the taps of an interpolation beside a logit.
         "num_warps": 8 if coarse or accumulate == torch.float64 else 4,
     }
-    pos_weight = None if pos_weight is None else pos_weight.contiguous()
-    return _Inputs(rows, labels, pixel_weight, pos_weight, cut, constants, float(ignore_index or 0), accumulate)
+    ignore, pos_weight = float(ignore_index or 0), contiguous(pos_weight)
+    return _Inputs(rows, labels, pixel_weight, pos_weight, cut, constants, ignore, accumulate)
 
 
 def _rows_like(x: Tensor, across: bool) -> Tensor:
@@ -169,10 +169,10 @@ def statistics(
         partial_bad,
         c,
         pixels,
-        *given.logits.stride(),
-        *given.target.stride(),
-        *given.weight_strides,
-        *((0, 0, 0) if map_rows is None else map_rows.stride()),
+        given.logits.stride(),
+        given.target.stride(),
+        given.weight_stride,
+        (0, 0, 0) if map_rows is None else map_rows.stride(),
         *((1, 1, 1, 0.0, 0.0) if align_corners is None else coarse_grid(logits, target, align_corners)),
         cut.chunks,
         cut.steps,
@@ -199,7 +199,7 @@ def statistics(
         bad_labels,
         c,
         max(pixels, 1),
-        *given.target.stride(),
+        given.target.stride(),
         cut.chunks,
         given.programs,
         groups,
@@ -240,11 +240,11 @@ def backward(
         given.target,
         given.pixel_weight,
         given.pos_weight,
-        None if grad_overlap is None else grad_overlap.contiguous(),
-        None if grad_bce is None else grad_bce.contiguous(),
+        contiguous(grad_overlap),
+        contiguous(grad_bce),
         grad_rows,
     )
-    strides = (*given.logits.stride(), *given.target.stride(), *given.weight_strides, *grad_rows.stride())
+    strides = (given.logits.stride(), given.target.stride(), given.weight_stride, grad_rows.stride())
     if align_corners is None:
         sizes = (c, pixels, *strides, given.plan.chunks, given.plan.steps, given.ignore, focal_gamma)
         constants = given.constants | {"INTERPRETING": INTERPRETING}

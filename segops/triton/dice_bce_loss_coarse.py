@@ -17,8 +17,7 @@ from segops.triton.dice_bce_loss_tile import (
     positive_weights,
     weights_at,
 )
-from segops.triton.dice_ce_loss_coarse import coarse_taps
-from segops.triton.interpolate import blend, first_output, linear_tap, weight_of
+from segops.triton.interpolate import bilinear_taps, blend, readers, weight_of
 from segops.triton.numeric import narrow
 
 
@@ -36,18 +35,10 @@ def dice_bce_loss_coarse_gather_kernel(
     width,
     coarse_height,
     coarse_width,
-    stride_n,
-    stride_c,
-    stride_s,
-    target_stride_n,
-    target_stride_c,
-    target_stride_s,
-    weight_stride_n,
-    weight_stride_c,
-    weight_stride_s,
-    grad_stride_n,
-    grad_stride_c,
-    grad_stride_s,
+    stride,
+    target_stride,
+    weight_stride,
+    grad_stride,
     step_h: tl.float64,
     step_w: tl.float64,
     chunks,
@@ -74,18 +65,17 @@ def dice_bce_loss_coarse_gather_kernel(
     is_channel = (c < channels)[:, None]
     along = (begin % coarse_width).to(tl.int32) + lanes // BLOCK_X
     row, column = (begin // coarse_width).to(tl.int32) + along // coarse_width, along % coarse_width
-    step_down, step_across = tl.full((1,), step_h, tl.float64), tl.full((1,), step_w, tl.float64)
-    first_y = first_output(row - 1, coarse_height, height, step_down, ALIGN)
-    end_y = tl.where(row < coarse_height, first_output(row + 1, coarse_height, height, step_down, ALIGN), 0)
-    first_x = first_output(column - 1, coarse_width, width, step_across, ALIGN)
-    end_x = first_output(column + 1, coarse_width, width, step_across, ALIGN)
+    first_y, end_y = readers(row, coarse_height, height, step_h, ALIGN)
+    first_x, end_x = readers(column, coarse_width, width, step_w, ALIGN)
+    end_y = tl.where(row < coarse_height, end_y, 0)
 
-    rows = logits + n * stride_n + c.to(tl.int64) * stride_c
+    rows = logits + n * stride[0] + c.to(tl.int64) * stride[1]
     q = positive_weights(pos_weight, c, channels, T)
     of_i, of_p = overlap_slopes(grad_overlap, n, c, channels, T)
     of_bce = tl.full((1, 1), 0.0, tl.float64)
     if grad_bce is not None:
         of_bce += tl.load(grad_bce)
+    line = stride[2] * coarse_width
     total = tl.zeros((BLOCK_C, BLOCK_P * BLOCK_X), T)
     for vertical in range(tl.max(end_y - first_y, axis=0)):
         y = first_y + vertical
@@ -93,22 +83,17 @@ def dice_bce_loss_coarse_gather_kernel(
             x = first_x + horizontal + lanes % BLOCK_X
             inside = is_channel & ((y < end_y) & (x < end_x))[None, :]
             pixel = y.to(tl.int64) * width + x
-            at = offsets(n, c, pixel, target_stride_n, target_stride_c, target_stride_s)
+            at = offsets(n, c, pixel, target_stride)
             t, counts, _ = labels_at(target, at, inside, ignore, T, HAS_IGNORE, SLACK)
-            at = offsets(n, c, pixel, weight_stride_n, weight_stride_c, weight_stride_s)
-            own = weights_at(pixel_weight, at, counts, T)
-            top, bottom, left, right, down, across = coarse_taps(
-                y, x, coarse_height, coarse_width, stride_s, step_h, step_w, ALIGN, T
-            )
-            logit = blend(rows, top, bottom, left, right, down, across, inside, T)
+            own = weights_at(pixel_weight, offsets(n, c, pixel, weight_stride), counts, T)
+            taps = bilinear_taps(y, x, coarse_height, coarse_width, line, stride[2], step_h, step_w, ALIGN, T)
+            logit = blend(rows, taps, inside, T)
             grad = gradient(logit, t, own, q, of_bce.to(T), of_i, of_p, focal_gamma, T, FOCAL, SQUARED)
-            low, high, of_high = linear_tap(y, coarse_height, step_down, ALIGN)
-            share = weight_of(row, low, high, of_high, T)
-            low, high, of_high = linear_tap(x, coarse_width, step_across, ALIGN)
-            share *= weight_of(column, low, high, of_high, T)
+            share = weight_of(row, y, coarse_height, step_h, ALIGN, T)
+            share *= weight_of(column, x, coarse_width, step_w, ALIGN, T)
             total += tl.where(counts, grad, 0.0) * share[None, :]
     own_pixel = begin + tl.arange(0, BLOCK_P)
-    at = offsets(n, c, own_pixel, grad_stride_n, grad_stride_c, grad_stride_s)
+    at = offsets(n, c, own_pixel, grad_stride)
     mask = is_channel & (own_pixel < coarse_height * coarse_width)[None, :]
     total = tl.sum(tl.reshape(total, (BLOCK_C, BLOCK_P, BLOCK_X)), axis=2)
     tl.store(grad_logits + at, narrow(total, grad_logits.dtype.element_ty, INTERPRETING), mask=mask)

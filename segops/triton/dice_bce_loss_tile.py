@@ -10,16 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from segops.triton.dice_ce_loss_coarse import coarse_taps
 from segops.triton.dice_ce_loss_value import store_overlap, store_totals
-from segops.triton.interpolate import blend
+from segops.triton.interpolate import bilinear_taps, blend
 from segops.triton.numeric import exp_of_difference, fold, log1p, narrow, widen
 
 
 @triton.jit
-def offsets(n, c, pixel, stride_n, stride_c, stride_s):
+def offsets(n, c, pixel, stride):
     """[BLOCK_C, BLOCK_P], in 64 bits: n and pixel have them."""
-    return (n * stride_n + c.to(tl.int64) * stride_c)[:, None] + (pixel * stride_s)[None, :]
+    return (n * stride[0] + c.to(tl.int64) * stride[1])[:, None] + (pixel * stride[2])[None, :]
 
 
 @triton.jit
@@ -123,30 +122,16 @@ def _tile(channels, chunks, steps, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr)
 
 
 @triton.jit
-def _logits(
-    rows,
-    first,
-    lanes,
-    inside,
-    stride_s,
-    width,
-    coarse_height,
-    coarse_width,
-    step_h,
-    step_w,
-    COARSE: tl.constexpr,
-    ALIGN: tl.constexpr,
-    T: tl.constexpr,
-):
-    """[BLOCK_C, BLOCK_P] logits of the pixels from `first` on."""
+def _logits(rows, first, lanes, inside, stride_s, grid, COARSE: tl.constexpr, ALIGN: tl.constexpr, T: tl.constexpr):
+    """[BLOCK_C, BLOCK_P] logits of the pixels from `first` on; coarse ones have a `coarse_grid`."""
     if COARSE:
+        width, coarse_height, coarse_width, step_h, step_w = grid
         # One division in 64 bits for all lanes.
         column = (first % width).to(tl.int32) + lanes
-        y = (first // width).to(tl.int32) + column // width
-        top, bottom, left, right, down, across = coarse_taps(
-            y, column % width, coarse_height, coarse_width, stride_s, step_h, step_w, ALIGN, T
-        )
-        return blend(rows, top, bottom, left, right, down, across, inside, T)
+        y, x = (first // width).to(tl.int32) + column // width, column % width
+        line = stride_s * coarse_width
+        taps = bilinear_taps(y, x, coarse_height, coarse_width, line, stride_s, step_h, step_w, ALIGN, T)
+        return blend(rows, taps, inside, T)
     else:
         return widen(tl.load(rows[:, None] + ((first + lanes) * stride_s)[None, :], mask=inside, other=0.0), T)
 
@@ -163,18 +148,10 @@ def dice_bce_loss_statistics_kernel(
     partial_bad,  # int64 [programs, 2]: count, flat position of the first
     channels,
     pixels,
-    stride_n,
-    stride_c,
-    stride_s,
-    target_stride_n,
-    target_stride_c,
-    target_stride_s,
-    weight_stride_n,
-    weight_stride_c,
-    weight_stride_s,
-    map_stride_n,
-    map_stride_c,
-    map_stride_s,
+    stride,
+    target_stride,
+    weight_stride,
+    map_stride,
     width,  # W; this and the next four are of coarse logits
     coarse_height,
     coarse_width,
@@ -211,30 +188,16 @@ def dice_bce_loss_statistics_kernel(
         first = begin + step * BLOCK_P
         inside = is_channel & (lanes < pixels - first)[None, :]
         pixel = first + lanes
-        at = offsets(n, c, pixel, target_stride_n, target_stride_c, target_stride_s)
+        at = offsets(n, c, pixel, target_stride)
         t, counts, bad = labels_at(target, at, inside, ignore, T, HAS_IGNORE, SLACK)
         bad_count += fold(bad.to(tl.int32), FOLD)
         position = tl.where(bad, step * BLOCK_P + lanes[None, :], 0x7FFFFFFF)
         position = tl.min(tl.reshape(position, (BLOCK_C, BLOCK_P // FOLD, FOLD)), axis=2)
         bad_first = tl.minimum(bad_first, position)
-        at = offsets(n, c, pixel, weight_stride_n, weight_stride_c, weight_stride_s)
-        own = weights_at(pixel_weight, at, counts, T)
-        rows = logits + n * stride_n + c.to(tl.int64) * stride_c
-        x = _logits(
-            rows,
-            first,
-            lanes,
-            inside,
-            stride_s,
-            width,
-            coarse_height,
-            coarse_width,
-            step_h,
-            step_w,
-            COARSE,
-            ALIGN,
-            T,
-        )
+        own = weights_at(pixel_weight, offsets(n, c, pixel, weight_stride), counts, T)
+        rows = logits + n * stride[0] + c.to(tl.int64) * stride[1]
+        grid = width, coarse_height, coarse_width, step_h, step_w
+        x = _logits(rows, first, lanes, inside, stride[2], grid, COARSE, ALIGN, T)
         p, complement, rest = sigmoids(x)
         loss = cross_entropy(x, rest, t, q)
         if FOCAL:
@@ -243,8 +206,7 @@ def dice_bce_loss_statistics_kernel(
         sum_loss += fold(loss, FOLD)
         sum_own += fold(own, FOLD)
         if bce_map is not None:
-            at = offsets(n, c, pixel, map_stride_n, map_stride_c, map_stride_s)
-            tl.store(bce_map + at, loss, mask=inside)
+            tl.store(bce_map + offsets(n, c, pixel, map_stride), loss, mask=inside)
         if partial_overlap is not None:
             p = tl.where(counts, p, 0.0)
             sum_i += fold(p * t, FOLD)
@@ -276,9 +238,7 @@ def dice_bce_loss_sums_kernel(
     bad_labels,  # int64 [3]
     channels,
     pixels,
-    target_stride_n,
-    target_stride_c,
-    target_stride_s,
+    target_stride,
     chunks,
     programs,
     groups,  # of BLOCK_E entries
@@ -293,8 +253,8 @@ def dice_bce_loss_sums_kernel(
     else:
         found, position = store_totals(partial_bce, partial_bad, bce, bad_labels, programs, BLOCK)
         plane = position // pixels
-        at = plane // channels * target_stride_n + plane % channels * target_stride_c
-        raw = tl.load(target + at + position % pixels * target_stride_s, mask=found > 0, other=0)
+        at = plane // channels * target_stride[0] + plane % channels * target_stride[1]
+        raw = tl.load(target + at + position % pixels * target_stride[2], mask=found > 0, other=0)
         if raw.dtype == tl.uint8:
             value = raw.to(tl.int64)
         else:
@@ -314,18 +274,10 @@ def dice_bce_loss_backward_kernel(
     grad_logits,  # [N, C, S] by strides
     channels,
     pixels,
-    stride_n,
-    stride_c,
-    stride_s,
-    target_stride_n,
-    target_stride_c,
-    target_stride_s,
-    weight_stride_n,
-    weight_stride_c,
-    weight_stride_s,
-    grad_stride_n,
-    grad_stride_c,
-    grad_stride_s,
+    stride,
+    target_stride,
+    weight_stride,
+    grad_stride,
     chunks,
     steps,
     ignore: tl.float64,
@@ -351,13 +303,11 @@ def dice_bce_loss_backward_kernel(
         first = begin + step * BLOCK_P
         inside = is_channel & (lanes < pixels - first)[None, :]
         pixel = first + lanes
-        at = offsets(n, c, pixel, target_stride_n, target_stride_c, target_stride_s)
+        at = offsets(n, c, pixel, target_stride)
         t, counts, _ = labels_at(target, at, inside, ignore, T, HAS_IGNORE, SLACK)
-        at = offsets(n, c, pixel, weight_stride_n, weight_stride_c, weight_stride_s)
-        own = weights_at(pixel_weight, at, counts, T)
-        at = offsets(n, c, pixel, stride_n, stride_c, stride_s)
-        x = widen(tl.load(logits + at, mask=inside, other=0.0), T)
+        own = weights_at(pixel_weight, offsets(n, c, pixel, weight_stride), counts, T)
+        x = widen(tl.load(logits + offsets(n, c, pixel, stride), mask=inside, other=0.0), T)
         grad = gradient(x, t, own, q, of_bce.to(T), of_i, of_p, focal_gamma, T, FOCAL, SQUARED)
         grad = tl.where(counts, grad, 0.0)
-        at = offsets(n, c, pixel, grad_stride_n, grad_stride_c, grad_stride_s)
+        at = offsets(n, c, pixel, grad_stride)
         tl.store(grad_logits + at, narrow(grad, grad_logits.dtype.element_ty, INTERPRETING), mask=inside)

@@ -18,7 +18,7 @@ from torch import Tensor
 from segops import errors
 from segops._dtypes import accumulation_dtype
 from segops._layout import empty_like_pixels
-from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, as_rows, launch, report
+from segops.triton._runtime import INTERPRETING, TRITON_DTYPE, as_rows, contiguous, launch, report
 from segops.triton.dice_ce_loss_coarse import dice_ce_loss_coarse_gather_kernel
 from segops.triton.dice_ce_loss_sweep import (
     dice_ce_loss_backward_sweep_kernel,
@@ -86,6 +86,10 @@ class _Inputs(NamedTuple):
     plan: Plan
 
     @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.logits, self.target, self.weight, self.pixel_weight
+
+    @property
     def programs(self) -> int:
         return self.logits.shape[0] * self.plan.chunks
 
@@ -98,8 +102,8 @@ def _inputs(
     return _Inputs(
         rows,
         target.contiguous(),
-        None if weight is None else weight.contiguous(),
-        None if pixel_weight is None else pixel_weight.contiguous(),
+        contiguous(weight),
+        contiguous(pixel_weight),
         pixels,
         cut,
     )
@@ -148,10 +152,7 @@ def statistics(
         dice_ce_loss_statistics_tile_kernel if cut.is_tile else dice_ce_loss_statistics_sweep_kernel,
         given.programs,
         logits,
-        given.logits,
-        given.target,
-        given.weight,
-        given.pixel_weight,
+        *given.tensors,
         ce_map if with_map else None,
         confusion if with_confusion else None,
         partial_overlap,
@@ -159,7 +160,7 @@ def statistics(
         partial_bad,
         c,
         given.pixels,
-        *given.logits.stride(),
+        given.logits.stride(),
         *((cut.chunks, cut.steps) if cut.is_tile else (*grid, cut.chunks)),
         ignore_index,
         label_smoothing,
@@ -216,17 +217,14 @@ def backward(
         dice_ce_loss_backward_tile_kernel if cut.is_tile else dice_ce_loss_backward_sweep_kernel,
         given.programs,
         logits,
-        given.logits,
-        given.target,
-        given.weight,
-        given.pixel_weight,
-        None if grad_overlap is None else grad_overlap.contiguous(),
-        None if grad_ce is None else grad_ce.contiguous(),
+        *given.tensors,
+        contiguous(grad_overlap),
+        contiguous(grad_ce),
         grad_rows,
         logits.shape[1],
         given.pixels,
-        *given.logits.stride(),
-        *grad_rows.stride(),
+        given.logits.stride(),
+        grad_rows.stride(),
         cut.chunks,
         *((cut.steps,) if cut.is_tile else ()),
         ignore_index,
@@ -260,12 +258,9 @@ def coarse_backward(
     softmax = torch.empty((4, *target.shape), dtype=accumulate, device=logits.device)
     width, *grid = coarse_grid(logits, target, align_corners)
     tensors = (
-        given.logits,
-        given.target,
-        given.weight,
-        given.pixel_weight,
-        None if grad_overlap is None else grad_overlap.contiguous(),
-        None if grad_ce is None else grad_ce.contiguous(),
+        *given.tensors,
+        contiguous(grad_overlap),
+        contiguous(grad_ce),
         softmax,
     )
     block_x = lanes_per_input(logits.shape[3], width, cut.block_p)
@@ -279,7 +274,7 @@ def coarse_backward(
         c,
         given.pixels,
         target.numel(),
-        *given.logits.stride(),
+        given.logits.stride(),
         width,
         *grid,
         cut.chunks,
@@ -302,8 +297,8 @@ def coarse_backward(
         h,
         w,
         target.numel(),
-        *given.logits.stride(),
-        *grad_rows.stride(),
+        given.logits.stride(),
+        grad_rows.stride(),
         *steps,
         chunks,
         ignore_index,
@@ -354,7 +349,7 @@ def value(
         overlap,
         overlap.contiguous() if with_overlap else None,
         ce.contiguous(),
-        None if dice_class_weight is None else dice_class_weight.contiguous(),
+        contiguous(dice_class_weight),
         loss,
         parts,
         scores,

@@ -10,31 +10,15 @@ import triton
 import triton.language as tl
 
 from segops.triton.dice_ce_loss_tile import class_weights, gradient_scales, image_of_program, labels_at, pixel_weights
-from segops.triton.interpolate import blend, first_output, linear_tap, weight_of
+from segops.triton.interpolate import bilinear_taps, blend, readers, weight_of
 from segops.triton.numeric import exp_of_difference, narrow
 
 
 @triton.jit
-def coarse_taps(y, x, height, width, stride_s, step_h, step_w, ALIGN: tl.constexpr, T: tl.constexpr):
-    """Offsets of the coarse rows and columns that pixels (y, x) lie between, and how far they are from the first."""
-    top, bottom, down = linear_tap(y, height, tl.full((1,), step_h, tl.float64), ALIGN)
-    left, right, across = linear_tap(x, width, tl.full((1,), step_w, tl.float64), ALIGN)
-    row = stride_s * width
-    return (
-        top.to(tl.int64) * row,
-        bottom.to(tl.int64) * row,
-        left.to(tl.int64) * stride_s,
-        right.to(tl.int64) * stride_s,
-        down.to(T),
-        across.to(T),
-    )
-
-
-@triton.jit
-def load_coarse_logits(rows, top, bottom, left, right, down, across, inside, c, classes, counts, T: tl.constexpr):
+def load_coarse_logits(rows, taps, inside, c, classes, counts, T: tl.constexpr):
     """What `load_logits` gives for logits of full size."""
     is_class = (c < classes)[:, None]
-    x = blend(rows, top, bottom, left, right, down, across, is_class & inside[None, :], T)
+    x = blend(rows, taps, is_class & inside[None, :], T)
     return tl.where(counts[None, :], tl.where(is_class, x, float("-inf")), 0.0)
 
 
@@ -54,12 +38,8 @@ def dice_ce_loss_coarse_gather_kernel(
     coarse_height,
     coarse_width,
     all_pixels,  # N * H * W
-    stride_n,
-    stride_c,
-    stride_s,
-    grad_stride_n,
-    grad_stride_c,
-    grad_stride_s,
+    stride,
+    grad_stride,
     step_h: tl.float64,
     step_w: tl.float64,
     chunks,
@@ -85,13 +65,11 @@ def dice_ce_loss_coarse_gather_kernel(
     coarse = chunk // blocks_c * BLOCK_P + lanes // BLOCK_X
     is_class = (c < classes)[:, None]
     row, column = (coarse // coarse_width).to(tl.int32), (coarse % coarse_width).to(tl.int32)
-    step_down, step_across = tl.full((1,), step_h, tl.float64), tl.full((1,), step_w, tl.float64)
-    first_y = first_output(row - 1, coarse_height, height, step_down, ALIGN)
-    end_y = tl.where(row < coarse_height, first_output(row + 1, coarse_height, height, step_down, ALIGN), 0)
-    first_x = first_output(column - 1, coarse_width, width, step_across, ALIGN)
-    end_x = first_output(column + 1, coarse_width, width, step_across, ALIGN)
+    first_y, end_y = readers(row, coarse_height, height, step_h, ALIGN)
+    first_x, end_x = readers(column, coarse_width, width, step_w, ALIGN)
+    end_y = tl.where(row < coarse_height, end_y, 0)
 
-    rows = logits + n * stride_n + c.to(tl.int64) * stride_c
+    rows = logits + n * stride[0] + c.to(tl.int64) * stride[1]
     if SMOOTHING:
         _, spread = gradient_scales(grad_ce, label_smoothing, classes, T)
         table = spread * class_weights(weight, c, classes, T)
@@ -99,6 +77,7 @@ def dice_ce_loss_coarse_gather_kernel(
         g = tl.load(grad_overlap + (n * 3 + 1) * classes + c, mask=c < classes, other=0.0).to(T)[:, None]
         if SQUARED:
             g *= 2
+    line = stride[2] * coarse_width
     total = tl.zeros((BLOCK_C, BLOCK_P * BLOCK_X), T)
     for vertical in range(tl.max(end_y - first_y, axis=0)):
         y = first_y + vertical
@@ -108,10 +87,8 @@ def dice_ce_loss_coarse_gather_kernel(
             at = (n * height + y) * width + x
             label, _ = labels_at(target, at, inside, classes, ignore_index)
             counts = label >= 0
-            top, bottom, left, right, down, across = coarse_taps(
-                y, x, coarse_height, coarse_width, stride_s, step_h, step_w, ALIGN, T
-            )
-            logit = load_coarse_logits(rows, top, bottom, left, right, down, across, inside, c, classes, counts, T)
+            taps = bilinear_taps(y, x, coarse_height, coarse_width, line, stride[2], step_h, step_w, ALIGN, T)
+            logit = load_coarse_logits(rows, taps, inside, c, classes, counts, T)
             largest = tl.load(softmax + at, mask=inside, other=0.0)
             inverse = tl.load(softmax + all_pixels + at, mask=inside, other=0.0)
             u = tl.load(softmax + 2 * all_pixels + at, mask=inside, other=0.0)
@@ -125,13 +102,11 @@ def dice_ce_loss_coarse_gather_kernel(
             if SMOOTHING:
                 own, _ = pixel_weights(weight, pixel_weight, label, at, T)
                 grad -= table[:, None] * own[None, :]
-            low, high, of_high = linear_tap(y, coarse_height, step_down, ALIGN)
-            share = weight_of(row, low, high, of_high, T)
-            low, high, of_high = linear_tap(x, coarse_width, step_across, ALIGN)
-            share *= weight_of(column, low, high, of_high, T)
+            share = weight_of(row, y, coarse_height, step_h, ALIGN, T)
+            share *= weight_of(column, x, coarse_width, step_w, ALIGN, T)
             total += tl.where(counts[None, :] & is_class, grad, 0.0) * share[None, :]
     own = chunk // blocks_c * BLOCK_P + tl.arange(0, BLOCK_P)
-    to = (grad_logits + n * grad_stride_n + c.to(tl.int64) * grad_stride_c)[:, None] + (own * grad_stride_s)[None, :]
+    to = (grad_logits + n * grad_stride[0] + c.to(tl.int64) * grad_stride[1])[:, None] + (own * grad_stride[2])[None, :]
     mask = is_class & (own < coarse_height * coarse_width)[None, :]
     total = tl.sum(tl.reshape(total, (BLOCK_C, BLOCK_P, BLOCK_X)), axis=2)
     tl.store(to, narrow(total, grad_logits.dtype.element_ty, INTERPRETING), mask=mask)

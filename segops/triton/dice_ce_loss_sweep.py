@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from segops.triton.dice_ce_loss_coarse import coarse_taps, load_coarse_logits
+from segops.triton.dice_ce_loss_coarse import load_coarse_logits
 from segops.triton.dice_ce_loss_tile import (
     class_weights,
     first_largest,
@@ -21,42 +21,29 @@ from segops.triton.dice_ce_loss_tile import (
     pixel_weights,
     store_bad_labels,
 )
+from segops.triton.interpolate import bilinear_taps
 from segops.triton.numeric import exp_of_difference, narrow
 
 
 @triton.jit
-def _taps(
-    p, width, height_c, width_c, stride_s, step_h, step_w, COARSE: tl.constexpr, ALIGN: tl.constexpr, T: tl.constexpr
-):
-    """`coarse_taps` of pixels p of an image W wide; nothing of use for logits of full size."""
+def _places(p, stride_s, grid, COARSE: tl.constexpr, ALIGN: tl.constexpr, T: tl.constexpr):
+    """Where in their plane the logits of pixels p lie: offsets, or taps of coarse logits with a `coarse_grid`."""
     if COARSE:
-        return coarse_taps(p // width, p % width, height_c, width_c, stride_s, step_h, step_w, ALIGN, T)
+        width, coarse_height, coarse_width, step_h, step_w = grid
+        y, x, line = p // width, p % width, stride_s * coarse_width
+        return bilinear_taps(y, x, coarse_height, coarse_width, line, stride_s, step_h, step_w, ALIGN, T)
     else:
-        return p, p, p, p, p, p
+        return p * stride_s
 
 
 @triton.jit
-def _logits(
-    rows,
-    p,
-    top,
-    bottom,
-    left,
-    right,
-    down,
-    across,
-    inside,
-    c,
-    classes,
-    stride_s,
-    counts,
-    COARSE: tl.constexpr,
-    T: tl.constexpr,
-):
+def _logits(image, stride_c, c, classes, places, inside, counts, COARSE: tl.constexpr, T: tl.constexpr):
+    """[BLOCK_C, BLOCK_P] logits of classes c."""
+    rows = image + c.to(tl.int64) * stride_c
     if COARSE:
-        return load_coarse_logits(rows, top, bottom, left, right, down, across, inside, c, classes, counts, T)
+        return load_coarse_logits(rows, places, inside, c, classes, counts, T)
     else:
-        return load_logits(rows, p, inside, c, classes, stride_s, counts, T)
+        return load_logits(rows, places, inside, c, classes, counts, T)
 
 
 @triton.jit
@@ -83,9 +70,7 @@ def dice_ce_loss_statistics_sweep_kernel(
     partial_bad,  # int64 [programs, 2]
     classes,
     pixels,
-    stride_n,
-    stride_c,
-    stride_s,
+    stride,
     width,  # W; this and the next four are of coarse logits
     coarse_height,
     coarse_width,
@@ -110,9 +95,9 @@ def dice_ce_loss_statistics_sweep_kernel(
     at = n * pixels + first + lanes
     label, bad = labels_at(target, at, inside, classes, ignore_index)
     counts = label >= 0
-    top, bottom, left, right, down, across = _taps(
-        first + lanes, width, coarse_height, coarse_width, stride_s, step_h, step_w, COARSE, ALIGN, T
-    )
+    image = logits + n * stride[0]
+    grid = width, coarse_height, coarse_width, step_h, step_w
+    places = _places(first + lanes, stride[2], grid, COARSE, ALIGN, T)
     largest = tl.full((BLOCK_P,), float("-inf"), T)
     total = tl.zeros((BLOCK_P,), T)
     target_logit = tl.zeros((BLOCK_P,), T)
@@ -121,10 +106,7 @@ def dice_ce_loss_statistics_sweep_kernel(
         winner = tl.zeros((BLOCK_P,), tl.int32)
     for start in range(0, classes, BLOCK_C):
         c = start + lane_c
-        rows = logits + n * stride_n + c.to(tl.int64) * stride_c
-        x = _logits(
-            rows, first + lanes, top, bottom, left, right, down, across, inside, c, classes, stride_s, counts, COARSE, T
-        )
+        x = _logits(image, stride[1], c, classes, places, inside, counts, COARSE, T)
         largest, shift, factor = _raised(largest, x)
         total = total * factor + tl.sum(exp_of_difference(x - shift[None, :]), axis=0)
         target_logit += tl.sum(tl.where(c[:, None] == label[None, :], x, 0.0), axis=0)
@@ -146,27 +128,7 @@ def dice_ce_loss_statistics_sweep_kernel(
         total_weight = tl.full((1,), 0.0, tl.float64)
         for start in range(0, classes, BLOCK_C):
             c = start + lane_c
-            rows = logits + n * stride_n + c.to(tl.int64) * stride_c
-            x = (
-                _logits(
-                    rows,
-                    first + lanes,
-                    top,
-                    bottom,
-                    left,
-                    right,
-                    down,
-                    across,
-                    inside,
-                    c,
-                    classes,
-                    stride_s,
-                    counts,
-                    COARSE,
-                    T,
-                )
-                - largest[None, :]
-            )
+            x = _logits(image, stride[1], c, classes, places, inside, counts, COARSE, T) - largest[None, :]
             if SMOOTHING:
                 table = class_weights(weight, c, classes, T)
                 weighted += tl.sum(tl.where((c < classes)[:, None], x * table[:, None], 0.0), axis=0)
@@ -196,49 +158,39 @@ def dice_ce_loss_statistics_sweep_kernel(
 
 @triton.jit
 def _first_sweep(
-    logits,
-    label,
-    weight,
-    pixel_weight,
-    grad_overlap,
-    grad_ce,
-    n,
-    p,
-    top,
-    bottom,
-    left,
-    right,
-    down,
-    across,
-    inside,
-    at,
-    classes,
-    stride_n,
+    image,
     stride_c,
-    stride_s,
+    classes,
+    places,
+    inside,
+    label,
+    n,
+    at,
+    weights,
+    grads,
     label_smoothing,
     COARSE: tl.constexpr,
     T: tl.constexpr,
     SMOOTHING: tl.constexpr,
     SQUARED: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
 ):
     """Of each pixel the largest logit, 1 / sum of exponentials, and u and q of `dice_ce_loss_backward_tile_kernel`.
 
     sum_k a_k p_k is rescaled like the sum of exponentials.
     """
+    weight, pixel_weight = weights
+    grad_overlap, grad_ce = grads
     lane_c = tl.arange(0, BLOCK_C)
     counts = label >= 0
-    largest = tl.full((BLOCK_P,), float("-inf"), T)
-    total = tl.zeros((BLOCK_P,), T)
-    target_logit = tl.zeros((BLOCK_P,), T)
-    dot = tl.zeros((BLOCK_P,), T)
+    largest = tl.full(label.shape, float("-inf"), T)
+    total = tl.zeros(label.shape, T)
+    target_logit = tl.zeros(label.shape, T)
+    dot = tl.zeros(label.shape, T)
     total_weight = tl.full((1,), 0.0, tl.float64)
     for start in range(0, classes, BLOCK_C):
         c = start + lane_c
-        rows = logits + n * stride_n + c.to(tl.int64) * stride_c
-        x = _logits(rows, p, top, bottom, left, right, down, across, inside, c, classes, stride_s, counts, COARSE, T)
+        x = _logits(image, stride_c, c, classes, places, inside, counts, COARSE, T)
         largest, shift, factor = _raised(largest, x)
         e = exp_of_difference(x - shift[None, :])
         total = total * factor + tl.sum(e, axis=0)
@@ -278,12 +230,8 @@ def dice_ce_loss_backward_sweep_kernel(
     grad_logits,  # [N, C, S] by strides
     classes,
     pixels,
-    stride_n,
-    stride_c,
-    stride_s,
-    grad_stride_n,
-    grad_stride_c,
-    grad_stride_s,
+    stride,
+    grad_stride,
     chunks,
     ignore_index: tl.int64,
     label_smoothing: tl.float64,
@@ -302,41 +250,17 @@ def dice_ce_loss_backward_sweep_kernel(
     at = n * pixels + first + lanes
     label, _ = labels_at(target, at, inside, classes, ignore_index)
     counts = label >= 0
+    image, places = logits + n * stride[0], (first + lanes) * stride[2]
+    weights, grads = (weight, pixel_weight), (grad_overlap, grad_ce)
     largest, inverse, u, q = _first_sweep(
-        logits,
-        label,
-        weight,
-        pixel_weight,
-        grad_overlap,
-        grad_ce,
-        n,
-        first + lanes,
-        lanes,
-        lanes,
-        lanes,
-        lanes,
-        lanes,
-        lanes,
-        inside,
-        at,
-        classes,
-        stride_n,
-        stride_c,
-        stride_s,
-        label_smoothing,
-        False,
-        T,
-        SMOOTHING,
-        SQUARED,
-        BLOCK_C,
-        BLOCK_P,
-    )
+        image, stride[1], classes, places, inside, label, n, at, weights, grads, label_smoothing,
+        False, T, SMOOTHING, SQUARED, BLOCK_C,
+    )  # fmt: skip
     own, _ = pixel_weights(weight, pixel_weight, label, at, T)
     _, spread = gradient_scales(grad_ce, label_smoothing, classes, T)
     for start in range(0, classes, BLOCK_C):
         c = start + lane_c
-        rows = logits + n * stride_n + c.to(tl.int64) * stride_c
-        x = load_logits(rows, first + lanes, inside, c, classes, stride_s, counts, T)
+        x = _logits(image, stride[1], c, classes, places, inside, counts, False, T)
         p = exp_of_difference(x - largest[None, :]) * inverse[None, :]
         if grad_overlap is not None:
             g = tl.load(grad_overlap + (n * 3 + 1) * classes + c, mask=c < classes, other=0.0).to(T)[:, None]
@@ -347,8 +271,8 @@ def dice_ce_loss_backward_sweep_kernel(
         if SMOOTHING:
             grad -= (spread * class_weights(weight, c, classes, T))[:, None] * own[None, :]
         grad = tl.where(counts[None, :], grad, 0.0)
-        grad_rows = grad_logits + n * grad_stride_n + c.to(tl.int64) * grad_stride_c
-        to = grad_rows[:, None] + ((first + lanes) * grad_stride_s)[None, :]
+        grad_rows = grad_logits + n * grad_stride[0] + c.to(tl.int64) * grad_stride[1]
+        to = grad_rows[:, None] + ((first + lanes) * grad_stride[2])[None, :]
         mask = (c < classes)[:, None] & inside[None, :]
         tl.store(to, narrow(grad, grad_logits.dtype.element_ty, INTERPRETING), mask=mask)
 
@@ -365,9 +289,7 @@ def dice_ce_loss_coarse_softmax_kernel(
     classes,
     pixels,  # H * W
     all_pixels,  # N * H * W
-    stride_n,
-    stride_c,
-    stride_s,
+    stride,
     width,
     coarse_height,
     coarse_width,
@@ -389,38 +311,14 @@ def dice_ce_loss_coarse_softmax_kernel(
     inside = p < pixels
     at = n * pixels + p
     label, _ = labels_at(target, at, inside, classes, ignore_index)
-    top, bottom, left, right, down, across = _taps(
-        p, width, coarse_height, coarse_width, stride_s, step_h, step_w, True, ALIGN, T
-    )
+    image = logits + n * stride[0]
+    grid = width, coarse_height, coarse_width, step_h, step_w
+    places = _places(p, stride[2], grid, True, ALIGN, T)
+    weights, grads = (weight, pixel_weight), (grad_overlap, grad_ce)
     largest, inverse, u, q = _first_sweep(
-        logits,
-        label,
-        weight,
-        pixel_weight,
-        grad_overlap,
-        grad_ce,
-        n,
-        p,
-        top,
-        bottom,
-        left,
-        right,
-        down,
-        across,
-        inside,
-        at,
-        classes,
-        stride_n,
-        stride_c,
-        stride_s,
-        label_smoothing,
-        True,
-        T,
-        SMOOTHING,
-        SQUARED,
-        BLOCK_C,
-        BLOCK_P,
-    )
+        image, stride[1], classes, places, inside, label, n, at, weights, grads, label_smoothing,
+        True, T, SMOOTHING, SQUARED, BLOCK_C,
+    )  # fmt: skip
     tl.store(softmax + at, largest, mask=inside)
     tl.store(softmax + all_pixels + at, inverse, mask=inside)
     tl.store(softmax + 2 * all_pixels + at, u, mask=inside)

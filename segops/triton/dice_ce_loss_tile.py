@@ -53,10 +53,10 @@ def class_weights(weight, c, classes, T: tl.constexpr):
 
 
 @triton.jit
-def load_logits(rows, p, inside, c, classes, stride_s, counts, T: tl.constexpr):
-    """[BLOCK_C, BLOCK_P] logits of pixels p; zero where the pixel does not count, so that NaN there goes no further."""
+def load_logits(rows, offsets, inside, c, classes, counts, T: tl.constexpr):
+    """[BLOCK_C, BLOCK_P] logits of pixels; zero where the pixel does not count, so that NaN there goes no further."""
     mask = (c < classes)[:, None] & inside[None, :]
-    x = widen(tl.load(rows[:, None] + (p * stride_s)[None, :], mask=mask, other=float("-inf")), T)
+    x = widen(tl.load(rows[:, None] + offsets[None, :], mask=mask, other=float("-inf")), T)
     return tl.where(counts[None, :], x, 0.0)
 
 
@@ -90,9 +90,7 @@ def dice_ce_loss_statistics_tile_kernel(
     partial_bad,  # int64 [programs, 2]
     classes,
     pixels,
-    stride_n,
-    stride_c,
-    stride_s,
+    stride,
     chunks,
     steps,
     ignore_index: tl.int64,
@@ -109,7 +107,7 @@ def dice_ce_loss_statistics_tile_kernel(
     n, begin = image_of_program(chunks, steps * BLOCK_P)
     c = tl.arange(0, BLOCK_C)
     lanes = tl.arange(0, BLOCK_P)
-    rows = logits + n * stride_n + c.to(tl.int64) * stride_c
+    rows = logits + n * stride[0] + c.to(tl.int64) * stride[1]
     keep = (1.0 - tl.full((1,), label_smoothing, tl.float64)).to(T)
     if SMOOTHING:
         table = class_weights(weight, c, classes, T)
@@ -134,7 +132,7 @@ def dice_ce_loss_statistics_tile_kernel(
         bad_first = tl.minimum(bad_first, tl.where(bad, step * BLOCK_P + lanes, 0x7FFFFFFF))
         counts = label >= 0
         own, share = pixel_weights(weight, pixel_weight, label, at, T)
-        x = load_logits(rows, first + lanes, inside, c, classes, stride_s, counts, T)
+        x = load_logits(rows, (first + lanes) * stride[2], inside, c, classes, counts, T)
         is_target = c[:, None] == label[None, :]
 
         largest = tl.max(x, axis=0)
@@ -199,12 +197,8 @@ def dice_ce_loss_backward_tile_kernel(
     grad_logits,  # [N, C, S] by strides
     classes,
     pixels,
-    stride_n,
-    stride_c,
-    stride_s,
-    grad_stride_n,
-    grad_stride_c,
-    grad_stride_s,
+    stride,
+    grad_stride,
     chunks,
     steps,
     ignore_index: tl.int64,
@@ -224,8 +218,8 @@ def dice_ce_loss_backward_tile_kernel(
     n, begin = image_of_program(chunks, steps * BLOCK_P)
     c = tl.arange(0, BLOCK_C)
     lanes = tl.arange(0, BLOCK_P)
-    rows = logits + n * stride_n + c.to(tl.int64) * stride_c
-    grad_rows = grad_logits + n * grad_stride_n + c.to(tl.int64) * grad_stride_c
+    rows = logits + n * stride[0] + c.to(tl.int64) * stride[1]
+    grad_rows = grad_logits + n * grad_stride[0] + c.to(tl.int64) * grad_stride[1]
     scale, spread = gradient_scales(grad_ce, label_smoothing, classes, T)
     if SMOOTHING:
         table = spread * class_weights(weight, c, classes, T)
@@ -241,7 +235,7 @@ def dice_ce_loss_backward_tile_kernel(
         label, _ = labels_at(target, at, inside, classes, ignore_index)
         counts = label >= 0
         own, share = pixel_weights(weight, pixel_weight, label, at, T)
-        x = load_logits(rows, first + lanes, inside, c, classes, stride_s, counts, T)
+        x = load_logits(rows, (first + lanes) * stride[2], inside, c, classes, counts, T)
         is_target = c[:, None] == label[None, :]
 
         e = exp_of_difference(x - tl.max(x, axis=0)[None, :])
@@ -263,6 +257,6 @@ def dice_ce_loss_backward_tile_kernel(
         if SMOOTHING:
             grad -= table[:, None] * own[None, :]
         grad = tl.where(counts[None, :], grad, 0.0)
-        to = grad_rows[:, None] + ((first + lanes) * grad_stride_s)[None, :]
+        to = grad_rows[:, None] + ((first + lanes) * grad_stride[2])[None, :]
         mask = (c < classes)[:, None] & inside[None, :]
         tl.store(to, narrow(grad, grad_logits.dtype.element_ty, INTERPRETING), mask=mask)

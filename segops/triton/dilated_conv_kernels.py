@@ -13,11 +13,30 @@ from segops.triton.numeric import narrow, widen
 
 
 @triton.jit
-def _places(pixel, VERTICAL, HORIZONTAL):
-    """Image, and destination in its phase, of pixels counted row by row over all images."""
-    x = pixel % HORIZONTAL[0]
-    line = pixel // HORIZONTAL[0]
-    return line // VERTICAL[0], line % VERTICAL[0], x
+def _places(pixel, height, width):
+    """Image, row and column of pixels counted row by row over all images."""
+    line = pixel // width
+    return (line // height).to(tl.int64), (line % height).to(tl.int32), (pixel % width).to(tl.int32)
+
+
+@triton.jit
+def _offsets(n, y, x, strides):
+    return n * strides[0] + y.to(tl.int64) * strides[2] + x.to(tl.int64) * strides[3]
+
+
+@triton.jit
+def _inside(there, y, x, height, width):
+    return there & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+
+
+@triton.jit
+def _sources(i, j, tap, tap_width, vertical, horizontal):
+    """Rows and columns that destinations (i, j) of a phase read at one of its taps, and that tap's number among all."""
+    ty = tap // horizontal[6]
+    tx = tap % horizontal[6]
+    y = vertical[3] + i * vertical[4] + ty * vertical[5]
+    x = horizontal[3] + j * horizontal[4] + tx * horizontal[5]
+    return y, x, (vertical[7] + ty * vertical[8]) * tap_width + horizontal[7] + tx * horizontal[8]
 
 
 @triton.jit
@@ -40,21 +59,27 @@ def _activated(x, channel, slope, ACTIVATION: tl.constexpr, mask):
 def _finish(
     total,
     n,
-    y,
-    x,
+    i,
+    j,
+    there,
     channel,
     mask,
-    there,
-    bias,
-    scale,
-    shift,
-    slope,
-    residual,
-    residual_strides,
+    axes,
+    vectors,
+    images,
+    strides,
     ACTIVATION: tl.constexpr,
     T: tl.constexpr,
+    INTERPRETING: tl.constexpr,
 ):
-    """The epilogue of sums [pixels, channels]."""
+    """The epilogue of sums [pixels, channels], and their store: `there` and `mask` tell which of them are of use."""
+    vertical, horizontal = axes
+    bias, scale, shift, slope = vectors
+    destination, residual = images
+    destination_strides, residual_strides = strides
+    y = vertical[1] + i * vertical[2]
+    x = horizontal[1] + j * horizontal[2]
+    stored = there[:, None] & mask[None, :]
     if bias is not None:
         total += tl.load(bias + channel, mask=mask, other=0.0)[None, :]
     if scale is not None:
@@ -62,11 +87,11 @@ def _finish(
     if shift is not None:
         total += tl.load(shift + channel, mask=mask, other=0.0)[None, :]
     if residual is not None:
-        s = residual_strides
-        rows = n.to(tl.int64) * s[0] + y.to(tl.int64) * s[2] + x.to(tl.int64) * s[3]
-        at = rows[:, None] + (channel.to(tl.int64) * s[1])[None, :]
-        total += widen(tl.load(residual + at, mask=there, other=0.0), T)
-    return _activated(total, channel, slope, ACTIVATION, mask)
+        at = _offsets(n, y, x, residual_strides)[:, None] + (channel.to(tl.int64) * residual_strides[1])[None, :]
+        total += widen(tl.load(residual + at, mask=stored, other=0.0), T)
+    value = narrow(_activated(total, channel, slope, ACTIVATION, mask), destination.dtype.element_ty, INTERPRETING)
+    to = (destination + _offsets(n, y, x, destination_strides))[:, None]
+    tl.store(to + (channel.to(tl.int64) * destination_strides[1])[None, :], value, mask=stored)
 
 
 @triton.jit
@@ -106,24 +131,18 @@ def dilated_conv_kernel(
     group = program // (tiles * blocks)
     pixel = program // tiles % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     column = program % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-    n, i, j = _places(pixel, vertical, horizontal)
-    top = vertical[3] + i * vertical[4]
-    left = horizontal[3] + j * horizontal[4]
-    rows = source + group * channels + n.to(tl.int64) * source_strides[0]
+    n, i, j = _places(pixel, vertical[0], horizontal[0])
+    rows = source + group * channels + n * source_strides[0]
 
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     chunks = tl.cdiv(channels, BLOCK_K)
     for step in range(vertical[6] * horizontal[6] * chunks):
         tap = step // chunks
         c = step % chunks * BLOCK_K + tl.arange(0, BLOCK_K)
-        ty = tap // horizontal[6]
-        tx = tap % horizontal[6]
-        y = top + ty * vertical[5]
-        x = left + tx * horizontal[5]
-        inside = (pixel < pixels) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        y, x, whole = _sources(i, j, tap, tap_width, vertical, horizontal)
+        inside = _inside(pixel < pixels, y, x, height, width)
         at = y.to(tl.int64) * source_strides[2] + x.to(tl.int64) * source_strides[3]
         a = tl.load((rows + at)[:, None] + c[None, :], mask=inside[:, None] & (c < channels)[None, :], other=0.0)
-        whole = (vertical[7] + ty * vertical[8]) * tap_width + horizontal[7] + tx * horizontal[8]
         weights = packed + ((group * all_taps + whole).to(tl.int64) * channels + c) * columns
         b = tl.load(
             weights[:, None] + column[None, :], mask=(c < channels)[:, None] & (column < columns)[None, :], other=0.0
@@ -133,17 +152,11 @@ def dilated_conv_kernel(
         else:
             total = tl.dot(a, b, total, input_precision=PRECISION)
 
-    y = vertical[1] + i * vertical[2]
-    x = horizontal[1] + j * horizontal[2]
     channel = group * columns + column
     mask = column < columns
-    there = (pixel < pixels)[:, None] & mask[None, :]
-    vectors = bias, scale, shift, slope
-    total = _finish(total, n, y, x, channel, mask, there, *vectors, residual, residual_strides, ACTIVATION, T)
-    s = destination_strides
-    at = n.to(tl.int64) * s[0] + y.to(tl.int64) * s[2] + x.to(tl.int64) * s[3]
-    value = narrow(total, destination.dtype.element_ty, INTERPRETING)
-    tl.store((destination + at)[:, None] + (channel.to(tl.int64) * s[1])[None, :], value, mask=there)
+    axes, vectors = (vertical, horizontal), (bias, scale, shift, slope)
+    images, strides = (destination, residual), (destination_strides, residual_strides)
+    _finish(total, n, i, j, pixel < pixels, channel, mask, axes, vectors, images, strides, ACTIVATION, T, INTERPRETING)
 
 
 @triton.jit
@@ -183,38 +196,31 @@ def dilated_conv_direct_kernel(
     mask = channel < groups * columns
     group = channel // columns
     own = channel % columns
-    n, i, j = _places(pixel, vertical, horizontal)
-    top = vertical[3] + i * vertical[4]
-    left = horizontal[3] + j * horizontal[4]
+    n, i, j = _places(pixel, vertical[0], horizontal[0])
 
     total = tl.zeros((BLOCK_M, BLOCK_N), T)
     for step in range(vertical[6] * horizontal[6] * channels):
         tap = step // channels
         c = step % channels
-        ty = tap // horizontal[6]
-        tx = tap % horizontal[6]
-        y = top + ty * vertical[5]
-        x = left + tx * horizontal[5]
-        inside = (pixel < pixels) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        at = (
-            n.to(tl.int64) * source_strides[0] + y.to(tl.int64) * source_strides[2] + x.to(tl.int64) * source_strides[3]
-        )
+        y, x, whole = _sources(i, j, tap, tap_width, vertical, horizontal)
+        inside = _inside(pixel < pixels, y, x, height, width)
         from_channel = ((group * channels + c).to(tl.int64) * source_strides[1])[None, :]
+        at = _offsets(n, y, x, source_strides)
         a = tl.load((source + at)[:, None] + from_channel, mask=inside[:, None] & mask[None, :], other=0.0)
-        whole = (vertical[7] + ty * vertical[8]) * tap_width + horizontal[7] + tx * horizontal[8]
         weights = packed + ((group * all_taps + whole).to(tl.int64) * channels + c) * columns + own
         b = tl.load(weights, mask=mask, other=0.0)
         total += widen(a, T) * widen(b, T)[None, :]
 
-    y = vertical[1] + i * vertical[2]
-    x = horizontal[1] + j * horizontal[2]
-    there = (pixel < pixels)[:, None] & mask[None, :]
-    vectors = bias, scale, shift, slope
-    total = _finish(total, n, y, x, channel, mask, there, *vectors, residual, residual_strides, ACTIVATION, T)
-    s = destination_strides
-    at = n.to(tl.int64) * s[0] + y.to(tl.int64) * s[2] + x.to(tl.int64) * s[3]
-    value = narrow(total, destination.dtype.element_ty, INTERPRETING)
-    tl.store((destination + at)[:, None] + (channel.to(tl.int64) * s[1])[None, :], value, mask=there)
+    axes, vectors = (vertical, horizontal), (bias, scale, shift, slope)
+    images, strides = (destination, residual), (destination_strides, residual_strides)
+    _finish(total, n, i, j, pixel < pixels, channel, mask, axes, vectors, images, strides, ACTIVATION, T, INTERPRETING)
+
+
+@triton.jit
+def _window_sources(i, j, tap, tap_width, window):
+    """Rows and columns that outputs (i, j) read at a tap."""
+    y = i * window[0] + (tap // tap_width * window[4] - window[2])
+    return y, j * window[1] + (tap % tap_width * window[5] - window[3])
 
 
 @triton.jit
@@ -256,26 +262,21 @@ def dilated_conv_grad_weight_kernel(
     program = program // tiles_m
     group = program % groups
     begin = (program // groups).to(INDEX) * part
-    down = tap // tap_width * window[4] - window[2]
-    along = tap % tap_width * window[5] - window[3]
 
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, part, BLOCK_K):
         pixel = begin + start + tl.arange(0, BLOCK_K)
         there = pixel < pixels
-        i = (pixel // out_width % out_height).to(tl.int32)
-        j = (pixel % out_width).to(tl.int32)
-        n = (pixel // out_width // out_height).to(tl.int64)
-        at = n * output_strides[0] + i.to(tl.int64) * output_strides[2] + j.to(tl.int64) * output_strides[3]
+        n, i, j = _places(pixel, out_height, out_width)
+        at = _offsets(n, i, j, output_strides)
         a = tl.load(
             (grad_output + group * columns + at)[:, None] + k[None, :],
             mask=there[:, None] & (k < columns)[None, :],
             other=0.0,
         )
-        y = i * window[0] + down
-        x = j * window[1] + along
-        inside = there & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        at = n * input_strides[0] + y.to(tl.int64) * input_strides[2] + x.to(tl.int64) * input_strides[3]
+        y, x = _window_sources(i, j, tap, tap_width, window)
+        inside = _inside(there, y, x, height, width)
+        at = _offsets(n, y, x, input_strides)
         b = tl.load(
             (input + group * channels + at)[:, None] + c[None, :],
             mask=inside[:, None] & (c < channels)[None, :],
@@ -323,24 +324,19 @@ def dilated_conv_grad_weight_direct_kernel(
     tap = program // channels % taps
     number = program // channels // taps
     begin = number.to(INDEX) * part
-    down = tap // tap_width * window[4] - window[2]
-    along = tap % tap_width * window[5] - window[3]
     from_channel = ((channel // columns * channels + c).to(tl.int64) * input_strides[1])[None, :]
 
     total = tl.zeros((BLOCK_N,), T)
     for start in range(0, part, BLOCK_K):
         pixel = begin + start + tl.arange(0, BLOCK_K)
-        i = (pixel // out_width % out_height).to(tl.int32)
-        j = (pixel % out_width).to(tl.int32)
-        n = (pixel // out_width // out_height).to(tl.int64)
-        y = i * window[0] + down
-        x = j * window[1] + along
-        inside = (pixel < pixels) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        n, i, j = _places(pixel, out_height, out_width)
+        y, x = _window_sources(i, j, tap, tap_width, window)
+        inside = _inside(pixel < pixels, y, x, height, width)
         there = inside[:, None] & mask[None, :]
-        at = n * output_strides[0] + i.to(tl.int64) * output_strides[2] + j.to(tl.int64) * output_strides[3]
+        at = _offsets(n, i, j, output_strides)
         own = (channel.to(tl.int64) * output_strides[1])[None, :]
         a = tl.load((grad_output + at)[:, None] + own, mask=there, other=0.0)
-        at = n * input_strides[0] + y.to(tl.int64) * input_strides[2] + x.to(tl.int64) * input_strides[3]
+        at = _offsets(n, y, x, input_strides)
         b = tl.load((input + at)[:, None] + from_channel, mask=there, other=0.0)
         total += tl.sum(widen(a, T) * widen(b, T), 0)
     to = ((number.to(tl.int64) * groups * columns + channel) * taps + tap) * channels + c

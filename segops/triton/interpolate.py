@@ -38,6 +38,8 @@ def lanes_per_input(inputs: int, outputs: int, most: int) -> int:
 def linear_tap(i, inputs, step, ALIGN: tl.constexpr):
     """(low, high, weight): output i is (1 - weight) * input[low] + weight * input[high]."""
     at = i.to(tl.float64)
+    # One of Python's numbers in the interpreter, which would round it to float32.
+    step = tl.full((1,), step, tl.float64)
     if ALIGN:
         source = step * at
     else:
@@ -50,14 +52,15 @@ def linear_tap(i, inputs, step, ALIGN: tl.constexpr):
 def first_output(low, inputs, outputs, step, ALIGN: tl.constexpr):
     """The first output whose tap has `low` or more as its lower input, or `outputs` if there is none.
 
-    The outputs that read input j are those from first_output(j - 1) to first_output(j + 1). What a division estimates
-    is settled by the taps of its neighbours, so that forward and gather agree on every output.
+    What a division estimates is settled by the taps of its neighbours, so that forward and gather agree on every
+    output.
     """
+    divisor = tl.full((1,), step, tl.float64)
     if ALIGN:
-        estimate = low / step
+        estimate = low / divisor
     else:
-        estimate = (low + 0.5) / step - 0.5
-    estimate = tl.where(step > 0, tl.minimum(tl.maximum(estimate, 0.0), outputs), outputs)
+        estimate = (low + 0.5) / divisor - 0.5
+    estimate = tl.where(divisor > 0, tl.minimum(tl.maximum(estimate, 0.0), outputs), outputs)
     first = tl.maximum(estimate.to(tl.int32) - 2, 0)
     begin = first
     for k in tl.static_range(5):
@@ -67,14 +70,37 @@ def first_output(low, inputs, outputs, step, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def weight_of(j, low, high, weight, T: tl.constexpr):
-    """What input j counts in the output with this tap."""
+def readers(j, inputs, outputs, step, ALIGN: tl.constexpr):
+    """The first of the outputs that read input j, and the end of them."""
+    return first_output(j - 1, inputs, outputs, step, ALIGN), first_output(j + 1, inputs, outputs, step, ALIGN)
+
+
+@triton.jit
+def weight_of(j, i, inputs, step, ALIGN: tl.constexpr, T: tl.constexpr):
+    """What input j counts in output i."""
+    low, high, weight = linear_tap(i, inputs, step, ALIGN)
     return (tl.where(low == j, 1.0 - weight, 0.0) + tl.where(high == j, weight, 0.0)).to(T)
 
 
 @triton.jit
-def blend(rows, top, bottom, left, right, down, across, mask, T: tl.constexpr):
-    """[BLOCK_C, BLOCK_P] interpolated values: `rows` point to planes, the offsets in them and weights are by pixel."""
+def bilinear_taps(y, x, height, width, stride_h, stride_w, step_h, step_w, ALIGN: tl.constexpr, T: tl.constexpr):
+    """Offsets of the rows and columns that outputs (y, x) lie between, and how far they are from the first."""
+    top, bottom, down = linear_tap(y, height, step_h, ALIGN)
+    left, right, across = linear_tap(x, width, step_w, ALIGN)
+    return (
+        top.to(tl.int64) * stride_h,
+        bottom.to(tl.int64) * stride_h,
+        left.to(tl.int64) * stride_w,
+        right.to(tl.int64) * stride_w,
+        down.to(T),
+        across.to(T),
+    )
+
+
+@triton.jit
+def blend(rows, taps, mask, T: tl.constexpr):
+    """[BLOCK_C, BLOCK_P] interpolated values: `rows` point to planes, `bilinear_taps` are by pixel."""
+    top, bottom, left, right, down, across = taps
     at_top = _between(rows, top + left, top + right, across, mask, T)
     at_bottom = _between(rows, bottom + left, bottom + right, across, mask, T)
     return (1.0 - down)[None, :] * at_top + down[None, :] * at_bottom

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segops._dtypes import accumulation_dtype
 from segops.triton._runtime import computing_dtype, launch
-from segops.triton.interpolate import blend, linear_step, linear_tap
+from segops.triton.interpolate import bilinear_taps, blend, linear_step
 from segops.triton.numeric import exp_of_difference
 
 
@@ -27,10 +27,7 @@ def upsample_argmax_kernel(
     width,
     out_height,
     out_width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
+    stride,
     step_h: tl.float64,
     step_w: tl.float64,
     blocks,
@@ -44,19 +41,15 @@ def upsample_argmax_kernel(
     p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
     y, x = p // out_width, p % out_width
     inside = (y < out_height)[None, :]
-    top, bottom, down = linear_tap(y, height, tl.full((1,), step_h, tl.float64), ALIGN)
-    left, right, across = linear_tap(x, width, tl.full((1,), step_w, tl.float64), ALIGN)
-    top, bottom = top.to(tl.int64) * stride_h, bottom.to(tl.int64) * stride_h
-    left, right = left.to(tl.int64) * stride_w, right.to(tl.int64) * stride_w
-    down, across = down.to(T), across.to(T)
+    taps = bilinear_taps(y, x, height, width, stride[2], stride[3], step_h, step_w, ALIGN, T)
 
-    image = logits + n * stride_n + tl.arange(0, 1)
-    best = blend(image, top, bottom, left, right, down, across, inside, T)
+    image = logits + n * stride[0] + tl.arange(0, 1)
+    best = blend(image, taps, inside, T)
     label = tl.zeros((1, BLOCK_P), tl.int32)
     plane = image
     for c in range(1, classes):
-        plane += stride_c
-        value = blend(plane, top, bottom, left, right, down, across, inside, T)
+        plane += stride[1]
+        value = blend(plane, taps, inside, T)
         # The first NaN stands as well.
         better = ((value > best) | (value != value)) & (best == best)
         best = tl.where(better, value, best)
@@ -67,9 +60,9 @@ def upsample_argmax_kernel(
         total = tl.zeros((1, BLOCK_P), T)
         plane = image
         for _ in range(classes):
-            value = blend(plane, top, bottom, left, right, down, across, inside, T)
+            value = blend(plane, taps, inside, T)
             total += exp_of_difference(value - best)
-            plane += stride_c
+            plane += stride[1]
         tl.store(score + to, 1.0 / total, mask=inside)
 
 
@@ -93,7 +86,7 @@ def upsample_argmax(
         *logits.shape[1:],
         height,
         width,
-        *logits.stride(),
+        logits.stride(),
         linear_step(logits.shape[2], height, align_corners),
         linear_step(logits.shape[3], width, align_corners),
         blocks,

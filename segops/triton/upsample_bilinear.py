@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segops._layout import empty_image
 from segops.triton._runtime import INTERPRETING, computing_dtype, launch
-from segops.triton.interpolate import blend, first_output, lanes_per_input, linear_step, linear_tap, weight_of
+from segops.triton.interpolate import bilinear_taps, blend, lanes_per_input, linear_step, readers, weight_of
 from segops.triton.numeric import narrow, widen
 
 
@@ -26,6 +26,12 @@ def tile_of_program(blocks_c, blocks_p, BLOCK_C: tl.constexpr, BLOCK_P: tl.const
     return rest // blocks_c, c, p
 
 
+@triton.jit
+def _pointers(data, n, c, y, x, stride):
+    """[BLOCK_C, BLOCK_P], with offsets in 64 bits: what they are made of has them."""
+    return (data + n * stride[0] + c * stride[1])[:, None] + (y * stride[2] + x * stride[3])[None, :]
+
+
 @triton.jit(do_not_specialize=["blocks_c", "blocks_p"])
 def upsample_bilinear_forward_kernel(
     input,  # [N, C, h, w] by strides
@@ -35,14 +41,8 @@ def upsample_bilinear_forward_kernel(
     width,
     out_height,
     out_width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    out_stride_n,
-    out_stride_c,
-    out_stride_h,
-    out_stride_w,
+    stride,
+    out_stride,
     step_h: tl.float64,
     step_w: tl.float64,
     blocks_c,
@@ -55,21 +55,10 @@ def upsample_bilinear_forward_kernel(
 ):
     n, c, p = tile_of_program(blocks_c, blocks_p, BLOCK_C, BLOCK_P)
     y, x = p // out_width, p % out_width
-    top, bottom, down = linear_tap(y, height, tl.full((1,), step_h, tl.float64), ALIGN)
-    left, right, across = linear_tap(x, width, tl.full((1,), step_w, tl.float64), ALIGN)
+    taps = bilinear_taps(y, x, height, width, stride[2], stride[3], step_h, step_w, ALIGN, T)
     mask = (c < channels)[:, None] & (y < out_height)[None, :]
-    value = blend(
-        input + n * stride_n + c * stride_c,
-        top.to(tl.int64) * stride_h,
-        bottom.to(tl.int64) * stride_h,
-        left.to(tl.int64) * stride_w,
-        right.to(tl.int64) * stride_w,
-        down.to(T),
-        across.to(T),
-        mask,
-        T,
-    )
-    to = (output + n * out_stride_n + c * out_stride_c)[:, None] + (y * out_stride_h + x * out_stride_w)[None, :]
+    value = blend(input + n * stride[0] + c * stride[1], taps, mask, T)
+    to = _pointers(output, n, c, y, x, out_stride)
     tl.store(to, narrow(value, output.dtype.element_ty, INTERPRETING), mask=mask)
 
 
@@ -82,14 +71,8 @@ def upsample_bilinear_backward_kernel(
     width,
     out_height,
     out_width,
-    out_stride_n,
-    out_stride_c,
-    out_stride_h,
-    out_stride_w,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
+    out_stride,
+    stride,
     step_h: tl.float64,
     step_w: tl.float64,
     blocks_c,
@@ -106,27 +89,21 @@ def upsample_bilinear_backward_kernel(
     lanes = tl.arange(0, BLOCK_P * BLOCK_X)
     input = tl.min(p, axis=0) + lanes // BLOCK_X
     row, column = (input // width).to(tl.int32), (input % width).to(tl.int32)
-    inside = row < height
-    step_down, step_across = tl.full((1,), step_h, tl.float64), tl.full((1,), step_w, tl.float64)
-    first_y = first_output(row - 1, height, out_height, step_down, ALIGN)
-    end_y = tl.where(inside, first_output(row + 1, height, out_height, step_down, ALIGN), 0)
-    first_x = first_output(column - 1, width, out_width, step_across, ALIGN)
-    end_x = first_output(column + 1, width, out_width, step_across, ALIGN)
-    rows = grad_output + n * out_stride_n + c * out_stride_c
+    first_y, end_y = readers(row, height, out_height, step_h, ALIGN)
+    first_x, end_x = readers(column, width, out_width, step_w, ALIGN)
+    end_y = tl.where(row < height, end_y, 0)
     total = tl.zeros((BLOCK_C, BLOCK_P * BLOCK_X), T)
     for down in range(tl.max(end_y - first_y, axis=0)):
         y = first_y + down
-        low, high, weight = linear_tap(y, height, step_down, ALIGN)
-        weight_y = weight_of(row, low, high, weight, T)
+        weight_y = weight_of(row, y, height, step_h, ALIGN, T)
         for across in range(0, tl.max(end_x - first_x, axis=0), BLOCK_X):
             x = first_x + across + lanes % BLOCK_X
-            low, high, weight = linear_tap(x, width, step_across, ALIGN)
-            weight_x = weight_of(column, low, high, weight, T)
+            weight_x = weight_of(column, x, width, step_w, ALIGN, T)
             mask = (c < channels)[:, None] & ((y < end_y) & (x < end_x))[None, :]
-            at = y.to(tl.int64) * out_stride_h + x.to(tl.int64) * out_stride_w
-            grad = widen(tl.load(rows[:, None] + at[None, :], mask=mask, other=0.0), T)
+            at = _pointers(grad_output, n, c, y.to(tl.int64), x.to(tl.int64), out_stride)
+            grad = widen(tl.load(at, mask=mask, other=0.0), T)
             total += (weight_y * weight_x)[None, :] * grad
-    to = (grad_input + n * stride_n + c * stride_c)[:, None] + (p // width * stride_h + p % width * stride_w)[None, :]
+    to = _pointers(grad_input, n, c, p // width, p % width, stride)
     mask = (c < channels)[:, None] & (p < height * width)[None, :]
     total = tl.sum(tl.reshape(total, (BLOCK_C, BLOCK_P, BLOCK_X)), axis=2)
     tl.store(to, narrow(total, grad_input.dtype.element_ty, INTERPRETING), mask=mask)
@@ -139,14 +116,8 @@ def upsample_cat_copy_kernel(
     channels,
     height,
     width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    out_stride_n,
-    out_stride_c,
-    out_stride_h,
-    out_stride_w,
+    stride,
+    out_stride,
     blocks_c,
     blocks_p,
     BLOCK_C: tl.constexpr,
@@ -155,9 +126,8 @@ def upsample_cat_copy_kernel(
     n, c, p = tile_of_program(blocks_c, blocks_p, BLOCK_C, BLOCK_P)
     y, x = p // width, p % width
     mask = (c < channels)[:, None] & (y < height)[None, :]
-    of = (input + n * stride_n + c * stride_c)[:, None] + (y * stride_h + x * stride_w)[None, :]
-    to = (output + n * out_stride_n + c * out_stride_c)[:, None] + (y * out_stride_h + x * out_stride_w)[None, :]
-    tl.store(to, tl.load(of, mask=mask, other=0.0), mask=mask)
+    value = tl.load(_pointers(input, n, c, y, x, stride), mask=mask, other=0.0)
+    tl.store(_pointers(output, n, c, y, x, out_stride), value, mask=mask)
 
 
 def upsample_bilinear2d(
@@ -179,8 +149,8 @@ def upsample_bilinear2d_backward(
         grad_input,
         *grad_input.shape[1:],
         *grad_output.shape[2:],
-        *grad_output.stride(),
-        *grad_input.stride(),
+        grad_output.stride(),
+        grad_input.stride(),
         linear_step(height, grad_output.shape[2], align_corners, scale_h),
         linear_step(width, grad_output.shape[3], align_corners, scale_w),
         tensors=(grad_output, grad_input),
@@ -198,7 +168,7 @@ def upsample_cat(input: Tensor, skip: Tensor, align_corners: bool, skip_first: b
     output = empty_image(input, up + more, height, width)
     _interpolate(input, output.narrow(1, more if skip_first else 0, up), align_corners, 0.0, 0.0)
     part = output.narrow(1, 0 if skip_first else up, more)
-    _launch(upsample_cat_copy_kernel, part, *part.shape[1:], *skip.stride(), *part.stride(), tensors=(skip, part))
+    _launch(upsample_cat_copy_kernel, part, *part.shape[1:], skip.stride(), part.stride(), tensors=(skip, part))
     return output
 
 
@@ -208,8 +178,8 @@ def _interpolate(input: Tensor, output: Tensor, align_corners: bool, scale_h: fl
         output,
         *input.shape[1:],
         *output.shape[2:],
-        *input.stride(),
-        *output.stride(),
+        input.stride(),
+        output.stride(),
         linear_step(input.shape[2], output.shape[2], align_corners, scale_h),
         linear_step(input.shape[3], output.shape[3], align_corners, scale_w),
         tensors=(input, output),
@@ -222,7 +192,7 @@ def _interpolate(input: Tensor, output: Tensor, align_corners: bool, scale_h: fl
 def _launch(
     kernel: object,
     written: Tensor,
-    *numbers: float,
+    *numbers: float | tuple[int, ...],
     tensors: tuple[Tensor, Tensor],
     block_x: int | None = None,
     **constants: object,

@@ -61,10 +61,7 @@ def upsample_nearest_kernel(
     in_width,
     height,
     width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
+    stride,
     step_h,
     step_w,
     scale,
@@ -77,8 +74,8 @@ def upsample_nearest_kernel(
     from_y = _source(y, in_height.to(tl.int32), height, step_h, scale, KIND)
     from_x = _source(x, in_width.to(tl.int32), width, step_w, scale, KIND)
     there = inside & (from_y >= 0)[:, None] & (from_x >= 0)[None, :]
-    rows = input + n.to(tl.int64) * stride_n + from_y.to(tl.int64) * stride_h
-    columns = from_x.to(tl.int64) * stride_w + c.to(tl.int64) * stride_c
+    rows = input + n.to(tl.int64) * stride[0] + from_y.to(tl.int64) * stride[2]
+    columns = from_x.to(tl.int64) * stride[3] + c.to(tl.int64) * stride[1]
     value = tl.load(rows[:, None] + columns[None, :], mask=there, other=0.0)
     tl.store((output + begin)[:, None] + at[None, :], value, mask=inside)
 
@@ -92,10 +89,7 @@ def upsample_nearest_backward_kernel(
     width,
     out_height,
     out_width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
+    stride,
     step_h,
     step_w,
     steps,  # of a binary search among the outputs
@@ -111,13 +105,13 @@ def upsample_nearest_backward_kernel(
     first_x = _first_output(x, width.to(tl.int32), out_width, step_w, steps)
     rows = tl.where(y < height, _first_output(y + 1, height.to(tl.int32), out_height, step_h, steps) - first_y, 0)
     columns = tl.where(at < row, _first_output(x + 1, width.to(tl.int32), out_width, step_w, steps) - first_x, 0)
-    plane = grad_output + n.to(tl.int64) * stride_n
+    plane = grad_output + n.to(tl.int64) * stride[0]
     total = tl.zeros((BLOCK_Y, BLOCK_X), T)
     for r in range(tl.max(rows)):
-        fine = plane + (first_y + r).to(tl.int64) * stride_h
+        fine = plane + (first_y + r).to(tl.int64) * stride[2]
         for k in range(tl.max(columns)):
             there = (r < rows)[:, None] & (k < columns)[None, :]
-            offsets = (first_x + k).to(tl.int64) * stride_w + c.to(tl.int64) * stride_c
+            offsets = (first_x + k).to(tl.int64) * stride[3] + c.to(tl.int64) * stride[1]
             total += widen(tl.load(fine[:, None] + offsets[None, :], mask=there, other=0.0), T)
     value = narrow(total, grad_input.dtype.element_ty, INTERPRETING)
     tl.store((grad_input + begin)[:, None] + at[None, :], value, mask=inside)
@@ -130,7 +124,7 @@ def _launch(kernel: Any, x: Tensor, height: int, width: int, *args: Any, **optio
     result = empty_image(x, x.shape[1], height, width)
     programs, blocks = cut(result, height, width, not result.is_contiguous())
     sizes = (*x.shape[2:], height, width) if kernel is upsample_nearest_kernel else (height, width, *x.shape[2:])
-    launch(kernel, programs, x, x, result, x.shape[1], *sizes, *x.stride(), *args, **options, **blocks)
+    launch(kernel, programs, x, x, result, x.shape[1], *sizes, x.stride(), *args, **options, **blocks)
     return result
 
 
