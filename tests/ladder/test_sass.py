@@ -72,6 +72,7 @@ def test_numbers_are_plausible(rows: list[Row]) -> None:
     assert "div_s64" in {name for row in rows for name in row.calls}
 
 
+@pytest.mark.timeout(1800)  # compiles them all: minutes, on a slow machine more than ten
 def test_triton_kernels_keep_their_limits() -> None:
     pytest.importorskip("triton")
     try:

@@ -15,6 +15,8 @@ MOST_REGISTERS = 128
 
 ROWS_EACH = 3 * len(CASES) + 1
 
+pytestmark = pytest.mark.timeout(1800)  # compiling all kernels, on a slow machine
+
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
