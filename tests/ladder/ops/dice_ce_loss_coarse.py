@@ -32,7 +32,7 @@ OPTIONS = (
     {"poison": 1, "ignore": 0.3, "n": 2},
 )
 LABELS = ("int64", "uint8", "int32", "int16")
-PLACES = ({}, {"offset": 1}, {"pad": 1}, {"channel_gap": 2})
+PLACES = ({}, {"offset": 1}, {"pad": 1}, {"gap": 2})
 
 
 def every_option() -> list[str]:
