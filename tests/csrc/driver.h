@@ -152,6 +152,14 @@ inline void set_element(void* data, Dtype dtype, int64_t i, double value) {
   }
 }
 
+// In row-major order, as a definition reads them.
+template <class Of>
+std::vector<double> numbers_of(const Of& of) {
+  std::vector<double> numbers(static_cast<size_t>(of.count()));
+  for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = of.get(static_cast<int64_t>(i));
+  return numbers;
+}
+
 // How far two results of an element type may lie apart, where both are rounded from accumulated numbers: one unit in the
 // last place of a 16-bit type, and `sums` of what was accumulated.
 struct Tolerance {
@@ -161,7 +169,17 @@ inline Tolerance rounding(Dtype dtype, double sums = 2e-5, double double_sums = 
   const double unit = dtype == Dtype::bfloat16 ? 0x1p-7 : dtype == Dtype::float16 ? 0x1p-10 : 0;
   return {unit, dtype == Dtype::float64 ? double_sums : sums};
 }
+// How far two sums in double may lie apart, whose terms are of the precision of the element type: `single`, but of float64.
+inline Tolerance of_sums(Dtype dtype, double single) {
+  const double unit = dtype == Dtype::float64 ? 1e-12 : single;
+  return {unit, unit};
+}
 inline constexpr Tolerance kExact{0, 0};
+
+// A launch of the CPU kernels, which have no reason to fail.
+inline void done(segops::Status status) {
+  if (status != segops::Status::ok) std::abort();
+}
 
 // Collects the first difference.
 struct Differences {
@@ -189,6 +207,15 @@ struct Differences {
   }
   void compare(const char* what, const void* found, const void* expected, Dtype dtype, int64_t count, Tolerance tolerance) {
     for (int64_t i = 0; i < count; ++i) compare(what, i, element(found, dtype, i), element(expected, dtype, i), tolerance);
+  }
+  // Of no bad data, the number alone.
+  void compare(const std::string& what, const segops::BadData& found, const segops::BadData& expected) {
+    if (found.count != expected.count ||
+        (found.count > 0 && (found.position != expected.position || found.value != expected.value)))
+      fail(what + " is " + text_of(found) + ", expected " + text_of(expected));
+  }
+  static std::string text_of(const segops::BadData& bad) {
+    return std::to_string(bad.count) + ", the first " + std::to_string(bad.value) + " at " + std::to_string(bad.position);
   }
 };
 

@@ -13,6 +13,12 @@ struct Layout {
   int64_t offset = 0;       // from an aligned address, in elements
 };
 
+// The layout that a case names by four keys; `prefix`: of which tensor.
+inline Layout layout_of(const Case& of, const std::string& prefix = "") {
+  return {of.planar(prefix + "layout"), of.integer(prefix + "pad", 0), of.integer(prefix + "gap", 0),
+          of.integer(prefix + "offset", 0)};
+}
+
 class Image {
  public:
   Image(const char* name, Dtype dtype, int64_t n, int64_t c, int64_t h, int64_t w, Layout layout, bool writable)
@@ -35,12 +41,17 @@ class Image {
     return {p.data, p.batch, p.channels, p.height, p.width, p.stride_n, p.stride_c, p.stride_h, p.stride_w};
   }
 
+  Dtype dtype() const { return dtype_; }
   int64_t count() const { return planes_.batch * planes_.channels * planes_.height * planes_.width; }
   double get(int64_t i) const { return element(planes_.data, dtype_, place(i)); }
   void set(int64_t i, double value) const { set_element(planes_.data, dtype_, place(i), value); }
   template <class Function>
   void fill(Function value) const {
     for (int64_t i = 0; i < count(); ++i) set(i, value(i));
+  }
+  template <class Number>
+  void fill(const std::vector<Number>& values) const {
+    fill([&](int64_t i) { return static_cast<double>(values[static_cast<size_t>(i)]); });
   }
   void fill_normal(std::mt19937_64& random) const {
     std::normal_distribution<double> normal;

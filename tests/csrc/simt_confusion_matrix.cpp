@@ -58,13 +58,6 @@ void expect(const ConfusionMatrix& p, int64_t* counts, BadData& labels, BadData&
   }
 }
 
-void compare(driver::Differences& differences, const std::string& what, const BadData& found, const BadData& expected) {
-  if (found.count != expected.count ||
-      (found.count > 0 && (found.position != expected.position || found.value != expected.value)))
-    differences.fail(what + " has " + std::to_string(found.count) + " from " + std::to_string(found.position) + ", not " +
-                     std::to_string(expected.count) + " from " + std::to_string(expected.position));
-}
-
 std::string run(const driver::Case& of) {
   const Dtype dtype = of.dtype("dtype", Dtype::float32), target_dtype = of.dtype("target", Dtype::int64);
   const int64_t n = of.integer("n", 1), c = of.integer("c", 5), h = of.integer("h", 5), w = of.integer("w", 7);
@@ -123,8 +116,8 @@ std::string run(const driver::Case& of) {
   const auto check = [&](const Result& result, const std::string& whose) {
     differences.compare((whose + " counts").c_str(), result.counts.data(), expected.data(), Dtype::int64, c * c,
                         driver::kExact);
-    compare(differences, whose + " bad_labels", *result.bad_labels.as<BadData>(), labels);
-    if (!of_logits) compare(differences, whose + " bad_predictions", *result.bad_predictions.as<BadData>(), predictions);
+    differences.compare(whose + " bad_labels", *result.bad_labels.as<BadData>(), labels);
+    if (!of_logits) differences.compare(whose + " bad_predictions", *result.bad_predictions.as<BadData>(), predictions);
   };
   const Result device(c, of_logits), host(c, of_logits);
   device.attach(p);

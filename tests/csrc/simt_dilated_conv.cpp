@@ -12,7 +12,7 @@ Status dilated_conv2d_grad_weight(const DilatedConvGradWeight&, const Parallel&)
 namespace {
 
 using namespace segops;
-using driver::Image;
+using driver::Image, driver::done, driver::numbers_of;
 
 // Weights, or a vector of channels: memory of the exact size.
 class Numbers {
@@ -58,14 +58,6 @@ struct Shape {
                 }
   }
 };
-
-// In row-major order, as the definition reads them.
-template <class Of>
-std::vector<double> numbers_of(const Of& of) {
-  std::vector<double> numbers(static_cast<size_t>(of.count()));
-  for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = of.get(static_cast<int64_t>(i));
-  return numbers;
-}
 
 // Sums of products and of their magnitudes, by which rounding is told.
 struct Sums {
@@ -120,14 +112,10 @@ std::string run(const driver::Case& of) {
   if (s.H < 1 || s.W < 1) throw std::invalid_argument("no output");
 
   const bool fast = of.flag("fast");
-  const driver::Layout of_input{of.planar("in_layout"), of.integer("in_pad", 0), of.integer("in_gap", 0),
-                                of.integer("in_offset", 0)};
-  const driver::Layout of_output{of.planar("out_layout"), of.integer("out_pad", 0), of.integer("out_gap", 0),
-                                 of.integer("out_offset", 0)};
   const bool forward = op == "forward", to_input = op == "grad_input", to_weight = op == "grad_weight";
   if (!forward && !to_input && !to_weight) throw std::invalid_argument("unknown op: " + op);
-  const Image input("input", dtype, s.n, s.c, s.h, s.w, of_input, to_input);
-  const Image output("output", dtype, s.n, s.out, s.H, s.W, of_output, forward);
+  const Image input("input", dtype, s.n, s.c, s.h, s.w, layout_of(of, "in_"), to_input);
+  const Image output("output", dtype, s.n, s.out, s.H, s.W, layout_of(of, "out_"), forward);
   const Numbers weight("weight", dtype, s.out * (s.c / s.groups) * window.kernel_h * window.kernel_w, to_weight);
   std::mt19937_64 random(of.seed());
   std::normal_distribution<double> normal;
@@ -140,9 +128,6 @@ std::string run(const driver::Case& of) {
   const double products = fast && dtype == Dtype::float32 ? 0x1p-9 : 0;
   // Winograd's algorithm errs by the largest of a tile, not by the products of the pixel.
   constexpr double kTile = 0x1p-12;
-  const auto done = [](Status status) {
-    if (status != Status::ok) std::abort();
-  };
   driver::Differences differences;
   if (forward) {
     const auto vector = [&](const char* name, bool there) {
@@ -155,8 +140,7 @@ std::string run(const driver::Case& of) {
     const bool has_slope = activation == static_cast<int64_t>(Activation::prelu), has_residual = of.flag("residual");
     const auto bias = vector("bias", has_bias), scale = vector("scale", has_scale), shift = vector("shift", has_shift);
     const auto slope = vector("slope", has_slope);
-    const driver::Layout of_residual{of.planar("residual_layout"), of.integer("residual_pad", 0), 0, 0};
-    const Image residual("residual", dtype, s.n, s.out, s.H, s.W, of_residual, false);
+    const Image residual("residual", dtype, s.n, s.out, s.H, s.W, layout_of(of, "residual_"), false);
     residual.fill_normal(random);
     ConvEpilogue epilogue{has_bias ? bias->data() : nullptr,   has_scale ? scale->data() : nullptr,
                           has_shift ? shift->data() : nullptr, has_slope ? slope->data() : nullptr,

@@ -1,6 +1,6 @@
 // The CUDA kernels of upsample_bilinear on the host execution, and its CPU kernels, against the definition: a tap at a time,
 // in double.
-#include "image.h"
+#include "bilinear.h"
 #include "segops/upsample_bilinear.h"
 
 namespace segops {
@@ -14,43 +14,6 @@ namespace {
 using namespace segops;
 using driver::Image;
 
-double interpolated(const Image& input, const UpsampleBilinear& p, int64_t plane, int64_t y, int64_t x) {
-  const LinearTap v = linear_tap(p.vertical, y), h = linear_tap(p.horizontal, x);
-  const auto at = [&](int64_t row, int64_t column) {
-    return input.get((plane * p.input.height + row) * p.input.width + column);
-  };
-  return (1 - v.weight) * ((1 - h.weight) * at(v.low, h.low) + h.weight * at(v.low, h.high)) +
-         v.weight * ((1 - h.weight) * at(v.high, h.low) + h.weight * at(v.high, h.high));
-}
-
-void expect_forward(const Image& expected, const Image& input, const UpsampleBilinear& p) {
-  const int64_t width = p.output.width, height = p.output.height;
-  expected.fill([&](int64_t i) { return interpolated(input, p, i / width / height, i / width % height, i % width); });
-}
-
-void expect_backward(const Image& expected, const Image& grad, const UpsampleBilinearBackward& p) {
-  const int64_t width = p.grad_input.width, height = p.grad_input.height;
-  std::vector<double> sums(static_cast<size_t>(expected.count()), 0.);
-  for (int64_t i = 0; i < grad.count(); ++i) {
-    const int64_t x = i % p.grad_output.width, y = i / p.grad_output.width % p.grad_output.height;
-    const int64_t plane = i / p.grad_output.width / p.grad_output.height;
-    const LinearTap v = linear_tap(p.vertical, y), h = linear_tap(p.horizontal, x);
-    const auto add = [&](int64_t row, int64_t column, double weight) {
-      sums[static_cast<size_t>((plane * height + row) * width + column)] += weight * grad.get(i);
-    };
-    add(v.low, h.low, (1 - v.weight) * (1 - h.weight));
-    add(v.low, h.high, (1 - v.weight) * h.weight);
-    add(v.high, h.low, v.weight * (1 - h.weight));
-    add(v.high, h.high, v.weight * h.weight);
-  }
-  expected.fill([&](int64_t i) { return sums[static_cast<size_t>(i)]; });
-}
-
-driver::Layout layout_of(const driver::Case& of, const std::string& prefix) {
-  return {of.planar(prefix + "layout"), of.integer(prefix + "pad", 0), of.integer(prefix + "gap", 0),
-          of.integer(prefix + "offset", 0)};
-}
-
 // op: forward, backward or cat. The coarse image is n, c, h, w in coarse_layout; the fine one has H rows and W columns.
 std::string run(const driver::Case& of) {
   const Dtype dtype = of.dtype("dtype", Dtype::float32);
@@ -59,8 +22,8 @@ std::string run(const driver::Case& of) {
   const int64_t height = of.integer("H", 10), width = of.integer("W", 14);
   const bool align = of.flag("align");
   const driver::Layout coarse_layout = layout_of(of, "coarse_"), fine_layout = layout_of(of, "fine_");
-  const LinearAxis vertical = linear_axis(h, height, align, of.real("scale_h", 0)),
-                   horizontal = linear_axis(w, width, align, of.real("scale_w", 0));
+  const driver::Bilinear bilinear{linear_axis(h, height, align, of.real("scale_h", 0)),
+                                  linear_axis(w, width, align, of.real("scale_w", 0))};
   std::mt19937_64 random(of.seed());
   driver::Differences differences;
   const driver::Tolerance tolerance = driver::rounding(dtype, 1e-5 * of.real("sums", 1));
@@ -70,13 +33,13 @@ std::string run(const driver::Case& of) {
     const Image result("grad_input", dtype, n, c, h, w, coarse_layout, true), expected(result, "expected");
     grad.fill_normal(random);
     const Image host(result, "grad_input of the CPU");
-    UpsampleBilinearBackward p{dtype, grad.const_planes(), result.planes(), vertical, horizontal};
+    UpsampleBilinearBackward p{dtype, grad.const_planes(), result.planes(), bilinear.vertical, bilinear.horizontal};
     differences.check(cuda::upsample_bilinear2d_backward(p, nullptr), "backward");
     if (!differences.none()) return differences.first;
-    expect_backward(expected, grad, p);
+    expected.fill(bilinear.transposed(driver::numbers_of(grad)));
     result.compare(differences, expected, tolerance);
     p.grad_input = host.planes();
-    if (upsample_bilinear2d_backward(p, driver::kSerial) != Status::ok) std::abort();
+    driver::done(upsample_bilinear2d_backward(p, driver::kSerial));
     host.compare(differences, expected, tolerance);
     return differences.first;
   }
@@ -85,12 +48,13 @@ std::string run(const driver::Case& of) {
   const Image output("output", dtype, n, c, height, width, fine_layout, true), expected(output, "expected");
   input.fill_normal(random);
   const Image host(output, "output of the CPU");
-  UpsampleBilinear p{dtype, input.const_planes(), output.planes(), vertical, horizontal, false}, on_host = p;
+  UpsampleBilinear p{dtype, input.const_planes(), output.planes(), bilinear.vertical, bilinear.horizontal, false},
+      on_host = p;
   on_host.output = host.planes();
   if (op == "forward") {
     differences.check(cuda::upsample_bilinear2d(p, nullptr), "forward");
     if (!differences.none()) return differences.first;
-    if (upsample_bilinear2d(on_host, driver::kSerial) != Status::ok) std::abort();
+    driver::done(upsample_bilinear2d(on_host, driver::kSerial));
   } else {
     const int64_t channels = of.integer("skip", 2);
     const Image skip("skip", dtype, n, channels, height, width, layout_of(of, "skip_"), false);
@@ -101,10 +65,10 @@ std::string run(const driver::Case& of) {
     if (!differences.none()) return differences.first;
     same.fill([&](int64_t i) { return skip.get(i); });
     copy.compare(differences, same, driver::kExact);
-    if (upsample_cat({on_host, skip.const_planes(), host_copy.planes()}, driver::kSerial) != Status::ok) std::abort();
+    driver::done(upsample_cat({on_host, skip.const_planes(), host_copy.planes()}, driver::kSerial));
     host_copy.compare(differences, same, driver::kExact);
   }
-  expect_forward(expected, input, p);
+  expected.fill([&](int64_t i) { return bilinear.interpolated(input, i); });
   output.compare(differences, expected, tolerance);
   host.compare(differences, expected, tolerance);
   return differences.first;

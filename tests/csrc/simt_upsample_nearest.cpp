@@ -13,11 +13,6 @@ namespace {
 using namespace segops;
 using driver::Image;
 
-driver::Layout layout_of(const driver::Case& of, const std::string& prefix) {
-  return {of.planar(prefix + "layout"), of.integer(prefix + "pad", 0), of.integer(prefix + "gap", 0),
-          of.integer(prefix + "offset", 0)};
-}
-
 // Runs both on params whose results are what `place` sets.
 template <class Params, class Device, class Host, class Place>
 std::string same_bits(Params p, const Device& device, const Host& host, const Place& place, const Image& result) {
@@ -27,7 +22,7 @@ std::string same_bits(Params p, const Device& device, const Host& host, const Pl
   differences.check(device(p, nullptr), "launch");
   if (!differences.none()) return differences.first;
   place(p) = expected.planes();
-  if (host(p, driver::kSerial) != Status::ok) std::abort();
+  driver::done(host(p, driver::kSerial));
   result.compare(differences, expected, driver::kExact);
   return differences.first;
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from typing import Any
 
@@ -14,7 +13,16 @@ import segops
 from segops import backends
 from tests.cases import make_logits
 from tests.ops.dice_bce_loss_eager import OPTIONS, fill, make_target
-from tests.ops.test_dice_ce_loss_graph import BACKWARD_LAYOUTS, doubles, gradient_of
+from tests.ops.graphs import assert_compiled_once, reloaded
+from tests.ops.loss_graphs import (
+    BACKWARD_LAYOUTS,
+    Loss,
+    assert_equal_leaves,
+    assert_further_derivatives_are_refused,
+    assert_same_bits,
+    checked,
+    doubles,
+)
 
 N, C, H, W = 2, 5, 6, 7
 F32, F64, BF16, F16, U8 = torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8
@@ -100,11 +108,7 @@ def test_compile_gives_the_same_bits(name: str, coarse: bool, kernel_backend: st
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for layout, dtype in (("contiguous", F32), ("channels_last", BF16), ("sliced", F32)):
         x = make_logits((N, C, 3, 4) if coarse else (N, C, H, W), dtype, layout, device=device)
-        value, gradient = gradient_of(loss, x, target)
-        same_value, same_gradient = gradient_of(compiled, x, target)
-        assert torch.equal(same_value, value)
-        assert torch.equal(same_gradient, gradient)
-        assert same_gradient.stride() == gradient.stride()
+        assert_same_bits(compiled, loss, x, target)
 
 
 def test_compile_of_bool_targets_and_maps_without_channels(backend: str, device: str) -> None:
@@ -114,8 +118,7 @@ def test_compile_of_bool_targets_and_maps_without_channels(backend: str, device:
         return segops.dice_bce_loss(x, t, pos_weight=torch.full((), 2.0, device=device), backend=backend)
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    for actual, expected in zip(gradient_of(compiled, logits, target), gradient_of(loss, logits, target), strict=True):
-        assert torch.equal(actual, expected)
+    assert_same_bits(compiled, loss, logits, target, strides=False)
 
 
 def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
@@ -126,17 +129,12 @@ def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
         loss, parts = segops.dice_bce_loss(gain * images, target, return_parts=True, backend=kernel_backend)
         return 2 * loss, parts.scores
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=True)
-    for n, h, w, height, width in ((2, 3, 4, 12, 14), (3, 5, 2, 9, 7), (4, 2, 6, 11, 13)):
-        images = torch.randn(n, C, h, w, device=device)
-        target = make_target((n, C, height, width), device=device)
-        results = []
-        for run in (step, compiled):
-            loss, scores = run(images, target)
-            results.append((loss.detach(), scores, *torch.autograd.grad(loss, gain)))
-        for eager, same in zip(*results, strict=True):
-            assert torch.allclose(same, eager, rtol=1e-5, atol=1e-7)
-        torch.compiler.set_stance("fail_on_recompile")
+    sizes = ((2, 3, 4, 12, 14), (3, 5, 2, 9, 7), (4, 2, 6, 11, 13))
+    inputs = (
+        (torch.randn(n, C, h, w, device=device), make_target((n, C, height, width), device=device))
+        for n, h, w, height, width in sizes
+    )
+    assert_compiled_once(step, gain, inputs, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [U8, F32], ids=str)
@@ -145,10 +143,6 @@ def test_compiled_bad_labels_raise_runtime_error_with_the_same_text(
 ) -> None:
     logits, target = make_logits((N, C, H, W), device=device), make_target((N, C, H, W), dtype, device=device)
     target[1, 2, 3, 4], target[1, 4, 4, 4] = 77, 2
-
-    def checked(call: Any) -> None:
-        call()
-        segops.check_errors()
 
     with pytest.raises(ValueError, match="2 labels outside") as eager:
         checked(lambda: segops.dice_bce_loss(logits, target, ignore_index=255, backend=kernel_backend))
@@ -162,32 +156,18 @@ def test_compiled_bad_labels_raise_runtime_error_with_the_same_text(
         checked(lambda: compiled(logits, target))
 
 
-class Loss(torch.nn.Module):
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.options = options
-
-    def forward(self, logits: Tensor, target: Tensor) -> Any:
-        return segops.dice_bce_loss(logits, target, **self.options)
-
-
 @pytest.mark.parametrize("options", [{}, {"return_parts": True, "ignore_index": 255, "batch_dice": True}])
 def test_export(options: dict[str, Any], device: str) -> None:
     logits, target = make_logits((N, C, H, W), device=device), make_target((N, C, H, W), device=device)
     n, h = torch.export.Dim("n", min=1, max=64), torch.export.Dim("h", min=2, max=4096)
     shapes = ({0: n, 2: h}, {0: n, 2: h})
-    program = torch.export.export(Loss(**options), (logits, target), dynamic_shapes=shapes)
+    program = torch.export.export(Loss(segops.dice_bce_loss, **options), (logits, target), dynamic_shapes=shapes)
     called = {str(node.target) for node in program.graph.nodes if "segops." in str(node.target)}
     assert called == {"segops.dice_bce_loss_statistics.default", "segops.dice_ce_loss_value.default"}
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    module = torch.export.load(file).module()
+    module = reloaded(program)
     other = make_logits((3, C, 11, W), device=device), make_target((3, C, 11, W), device=device)
     for inputs in ((logits, target), other):
-        leaves = torch.utils._pytree.tree_leaves
-        for ours, eager in zip(leaves(module(*inputs)), leaves(segops.dice_bce_loss(*inputs, **options)), strict=True):
-            assert torch.equal(ours, eager)
+        assert_equal_leaves(module(*inputs), segops.dice_bce_loss(*inputs, **options))
 
 
 def test_meta_and_fake_tensors_give_shapes() -> None:
@@ -212,9 +192,4 @@ def test_autocast_gives_float32(kernel_backend: str, device: str) -> None:
 
 def test_derivatives_that_are_missing_are_refused() -> None:
     logits, target = make_logits((2, 3, 4, 4), F64).requires_grad_(), make_target((2, 3, 9, 9))
-    loss = segops.dice_bce_loss(logits, target)
-    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward is not implemented"):
-        gradient.sum().backward()
-    with pytest.raises(NotImplementedError, match=r"segops\.dice_bce_loss: forward-mode AD"):
-        torch.func.jvp(lambda x: segops.dice_bce_loss(x, target), (logits.detach(),), (torch.ones_like(logits),))
+    assert_further_derivatives_are_refused(segops.dice_bce_loss, logits, target)

@@ -12,7 +12,14 @@ import segops
 from segops import backends
 from tests.cases import make_logits, random_labels
 from tests.ops.dice_ce_loss_eager import OPTIONS, fill
-from tests.ops.test_dice_ce_loss_graph import BACKWARD_LAYOUTS, doubles, gradient_of
+from tests.ops.graphs import assert_compiled_once
+from tests.ops.loss_graphs import (
+    BACKWARD_LAYOUTS,
+    Loss,
+    assert_further_derivatives_are_refused,
+    assert_same_bits,
+    doubles,
+)
 
 N, C, H, W = 2, 5, 13, 11
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -80,11 +87,7 @@ def test_compile_gives_the_same_bits(name: str, kernel_backend: str, device: str
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for layout, dtype in (("contiguous", F32), ("channels_last", BF16), ("sliced", F32), ("contiguous", BF16)):
         x = make_logits((N, C, 4, 5), dtype, layout, device=device)
-        value, gradient = gradient_of(loss, x, target)
-        same_value, same_gradient = gradient_of(compiled, x, target)
-        assert torch.equal(same_value, value)
-        assert torch.equal(same_gradient, gradient)
-        assert same_gradient.stride() == gradient.stride()
+        assert_same_bits(compiled, loss, x, target)
 
 
 def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
@@ -95,26 +98,17 @@ def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
         loss, parts = segops.dice_ce_loss(gain * images, target, return_parts=True, backend=kernel_backend)
         return 2 * loss, parts.confusion
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=True)
-    for n, h, w, height, width in ((2, 3, 4, 12, 14), (3, 5, 2, 9, 7), (4, 2, 6, 11, 13)):
-        images, target = torch.randn(n, C, h, w, device=device), random_labels((n, height, width), C, device=device)
-        results = []
-        for run in (step, compiled):
-            loss, confusion = run(images, target)
-            results.append((loss.detach(), confusion, *torch.autograd.grad(loss, gain)))
-        for eager, same in zip(*results, strict=True):
-            assert torch.allclose(same, eager, rtol=1e-5, atol=1e-7)
-        torch.compiler.set_stance("fail_on_recompile")
-
-
-class Loss(torch.nn.Module):
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return segops.dice_ce_loss(logits, target)
+    sizes = ((2, 3, 4, 12, 14), (3, 5, 2, 9, 7), (4, 2, 6, 11, 13))
+    inputs = (
+        (torch.randn(n, C, h, w, device=device), random_labels((n, height, width), C, device=device))
+        for n, h, w, height, width in sizes
+    )
+    assert_compiled_once(step, gain, inputs, rtol=1e-5, atol=1e-7)
 
 
 def test_export_calls_the_operators_alone(device: str) -> None:
     logits, target = make_logits((N, C, 4, 5), device=device), random_labels((N, 16, 20), C, device=device)
-    program = torch.export.export(Loss(), (logits, target))
+    program = torch.export.export(Loss(segops.dice_ce_loss), (logits, target))
     called = {str(node.target) for node in program.graph.nodes if "segops." in str(node.target)}
     assert called == {"segops.dice_ce_loss_coarse_statistics.default", "segops.dice_ce_loss_value.default"}
     assert torch.equal(program.module()(logits, target), segops.dice_ce_loss(logits, target))
@@ -133,9 +127,4 @@ def test_meta_and_fake_tensors_give_shapes() -> None:
 def test_derivatives_that_are_missing_are_refused() -> None:
     logits = make_logits((2, 3, 4, 4), torch.float64).requires_grad_()
     target = random_labels((2, 9, 9), 3)
-    loss = segops.dice_ce_loss(logits, target)
-    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward is not implemented"):
-        gradient.sum().backward()
-    with pytest.raises(NotImplementedError, match="forward-mode AD"):
-        torch.func.jvp(lambda x: segops.dice_ce_loss(x, target), (logits.detach(),), (torch.ones_like(logits),))
+    assert_further_derivatives_are_refused(segops.dice_ce_loss, logits, target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import operator
 import re
 from typing import Any
@@ -15,15 +14,20 @@ import segops
 from segops import backends
 from tests.cases import make_logits, random_labels
 from tests.ops.dice_ce_loss_eager import OPTIONS, fill
+from tests.ops.graphs import assert_compiled_once, reloaded
+from tests.ops.loss_graphs import (
+    BACKWARD_LAYOUTS,
+    Loss,
+    assert_equal_leaves,
+    assert_same_bits,
+    checked,
+    doubles,
+)
 
 N, C, H, W = 2, 5, 6, 7
 
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
-
-
-def doubles(*shape: int) -> Tensor:
-    return torch.rand(shape, dtype=torch.float64)
 
 
 # [logits dtype, layout, label dtype, shape, class weights?, pixel weights?, then the op's own options]
@@ -38,20 +42,6 @@ STATISTICS = {
     "strided": (F32, "sliced", I64, (N, C, H, W), False, False, (-100, 0.0, False, True, False, False, 0)),
     "one pixel": (F32, "contiguous", I64, (N, 1, 1, 1), True, False, (-100, 0.0, False, True, True, False, 0)),
 }  # fmt: skip
-
-BACKWARD_LAYOUTS = (
-    "contiguous",
-    "channels_last",
-    "sliced",
-    "expanded",
-    "pixels_expanded",
-    "batch_slice",
-    "channel_slice",
-    "channels_last_batch_slice",
-    "channels_last_channel_slice",
-    "channels_last_crop",
-    "transposed",
-)
 
 
 def sample_inputs(sample: tuple[Any, ...], device: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -119,13 +109,6 @@ def test_opcheck_backward_options(name: str, kernel_backend: str, device: str) -
 COMPILED = ["default", "squared", "tversky", "smoothing and weights", "skip absent", "everything"]
 
 
-def gradient_of(loss: Any, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    x = logits.detach().requires_grad_()
-    value = loss(x, target)
-    (gradient,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), gradient
-
-
 @pytest.mark.parametrize("name", [*COMPILED, "map"])
 def test_compile_gives_the_same_bits(name: str, backend: str, device: str) -> None:
     options = {"reduction": "none", "dice_weight": 0.0} if name == "map" else OPTIONS[name]
@@ -141,12 +124,7 @@ def test_compile_gives_the_same_bits(name: str, backend: str, device: str) -> No
     for layout in layouts:
         for dtype in (torch.float32, torch.bfloat16):
             x = make_logits((N, C, H, W), dtype, layout, device=device)
-            value, gradient = gradient_of(loss, x, target)
-            same_value, same_gradient = gradient_of(compiled, x, target)
-            assert torch.equal(same_value, value)
-            assert torch.equal(same_gradient, gradient)
-            if backend != "reference":
-                assert same_gradient.stride() == gradient.stride()
+            assert_same_bits(compiled, loss, x, target, strides=backend != "reference")
 
 
 def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
@@ -160,22 +138,11 @@ def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
         loss, parts = segops.dice_ce_loss(gain * images, target, return_parts=True, backend=kernel_backend)
         return 2 * loss, parts.confusion
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=True)
-    for n, h, w in ((2, 6, 7), (3, 9, 5), (4, 31, 17)):
-        images, target = torch.randn(n, C, h, w, device=device), random_labels((n, h, w), C, device=device)
-        results = []
-        for run in (step, compiled):
-            loss, confusion = run(images, target)
-            results.append((loss.detach(), confusion, *torch.autograd.grad(loss, gain)))
-        for eager, same in zip(*results, strict=True):
-            assert torch.allclose(same, eager, rtol=1e-5, atol=1e-7)
-        torch.compiler.set_stance("fail_on_recompile")
-
-
-def checked(call: Any) -> None:
-    """The call, and what a device has to tell of the labels by then."""
-    call()
-    segops.check_errors()
+    inputs = (
+        (torch.randn(n, C, h, w, device=device), random_labels((n, h, w), C, device=device))
+        for n, h, w in ((2, 6, 7), (3, 9, 5), (4, 31, 17))
+    )
+    assert_compiled_once(step, gain, inputs, rtol=1e-5, atol=1e-7)
 
 
 def graph_raises(call: Any, first: int, text: str, device: str) -> None:
@@ -227,15 +194,6 @@ def test_compile_under_autocast(kernel_backend: str, device: str) -> None:
     assert torch.equal(compiled(logits, target), loss(logits, target))
 
 
-class Loss(torch.nn.Module):
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.options = options
-
-    def forward(self, logits: Tensor, target: Tensor) -> Any:
-        return segops.dice_ce_loss(logits, target, **self.options)
-
-
 TRIVIAL = {
     torch.ops.aten.alias.default,
     torch.ops.aten._assert_tensor_metadata.default,
@@ -262,29 +220,22 @@ def test_export(options: dict[str, Any], strict: bool, device: str) -> None:
     logits, target = make_logits((N, C, H, W), device=device), random_labels((N, H, W), C, device=device)
     n, h = torch.export.Dim("n", min=1, max=64), torch.export.Dim("h", min=2, max=4096)
     program = torch.export.export(
-        Loss(**options), (logits, target), dynamic_shapes=({0: n, 2: h}, {0: n, 1: h}), strict=strict
+        Loss(segops.dice_ce_loss, **options),
+        (logits, target),
+        dynamic_shapes=({0: n, 2: h}, {0: n, 1: h}),
+        strict=strict,
     )
     assert not foreign_nodes(program)
     assert not foreign_nodes(program.run_decompositions())
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    module = torch.export.load(file).module()
+    module = reloaded(program)
     other = make_logits((3, C, 11, W), device=device), random_labels((3, 11, W), C, device=device)
     for inputs in ((logits, target), other):
-        expected, actual = segops.dice_ce_loss(*inputs, **options), module(*inputs)
-        for ours, eager in zip(
-            torch.utils._pytree.tree_leaves(actual), torch.utils._pytree.tree_leaves(expected), strict=True
-        ):
-            assert torch.equal(ours, eager)
+        assert_equal_leaves(module(*inputs), segops.dice_ce_loss(*inputs, **options))
     target[0, 1, 2] = 42
     graph_raises(lambda: module(logits, target), 42, "the first is 42 at [0, 1, 2]", device)
 
 
 def test_export_for_training_has_a_gradient(device: str) -> None:
     logits, target = make_logits((N, C, H, W), device=device), random_labels((N, H, W), C, device=device)
-    module = torch.export.export(Loss(), (logits.requires_grad_(), target)).module()
-    value, gradient = gradient_of(module, logits, target)
-    expected_value, expected = gradient_of(segops.dice_ce_loss, logits, target)
-    assert torch.equal(value, expected_value)
-    assert torch.equal(gradient, expected)
+    module = torch.export.export(Loss(segops.dice_ce_loss), (logits.requires_grad_(), target)).module()
+    assert_same_bits(module, segops.dice_ce_loss, logits, target, strides=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import segops
 from segops import backends
 from tests.cases import make_logits
-from tests.ops.upsample_compiled import assert_compiled_is_eager
+from tests.ops.graphs import assert_compiled_once, assert_forward_mode_is_refused, unless_refused
+from tests.ops.upsample_promises import (
+    assert_compiled_is_eager,
+    assert_no_gradient_unasked,
+    assert_twice_differentiable,
+)
 
 OPS: dict[str, Callable[..., Tensor]] = {
     "x2": lambda x, **options: segops.upsample_nearest2d(x, scale_factor=2, **options),
@@ -51,11 +57,7 @@ def test_opcheck(name: str, layout: str, kernel_backend: str, device: str) -> No
 @pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_gradcheck_twice(layout: str, name: str, backend: str, device: str) -> None:
-    x = make_logits((2, 3, 3, 4), torch.float64, layout, device=device).requires_grad_()
-    function = OPS[name]
-    fast = backend == "triton"  # the interpreter takes long
-    assert torch.autograd.gradcheck(lambda t: function(t, backend=backend), (x,), fast_mode=fast)
-    assert torch.autograd.gradgradcheck(lambda t: function(t, backend=backend), (x,), fast_mode=fast)
+    assert_twice_differentiable(OPS[name], layout, backend, device)
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -67,19 +69,17 @@ def test_inductor_with_dynamic_shapes(kernel_backend: str, device: str) -> None:
     """Compiled once for all sizes, with a size that depends on another tensor's; the ops are nodes among others."""
     gain = torch.ones(3, 1, 1, device=device, requires_grad=True)
 
-    def step(x: Tensor, skip: Tensor) -> Tensor:
+    def step(x: Tensor, skip: Tensor) -> tuple[Tensor]:
         up = segops.upsample_nearest2d(gain * x, skip.shape[2:], backend=kernel_backend)
         twice = segops.upsample_nearest2d(gain * x, scale_factor=2.0, backend=kernel_backend)
         nails = segops.bed_of_nails2d(gain * x, 2, backend=kernel_backend)
-        return (up * skip).sum() + (twice * nails).sum()
+        return ((up * skip).sum() + (twice * nails).sum(),)
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=True)
-    for n, h, w in ((2, 20, 21), (3, 22, 25), (4, 23, 19)):  # inductor compiles sums below 4096 addends anew
-        x, skip = torch.randn(n, 3, h, w, device=device), torch.randn(n, 3, 3 * h + 1, 2 * w + 1, device=device)
-        results = [(y.detach(), *torch.autograd.grad(y, gain)) for y in (step(x, skip), compiled(x, skip))]
-        for eager, same in zip(*results, strict=True):
-            assert torch.allclose(same, eager, rtol=1e-4, atol=1e-3)
-        torch.compiler.set_stance("fail_on_recompile")
+    inputs = (
+        (torch.randn(n, 3, h, w, device=device), torch.randn(n, 3, 3 * h + 1, 2 * w + 1, device=device))
+        for n, h, w in ((2, 20, 21), (3, 22, 25), (4, 23, 19))  # inductor compiles sums below 4096 addends anew
+    )
+    assert_compiled_once(step, gain, inputs, rtol=1e-4, atol=1e-3)
 
 
 def test_fake_and_meta_tensors_give_shapes_and_strides() -> None:
@@ -95,34 +95,26 @@ def test_fake_and_meta_tensors_give_shapes_and_strides() -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_forward_mode_works_or_is_refused(name: str, kernel_backend: str, device: str) -> None:
-    """A tangent that is silently dropped would be a derivative of zero."""
     x = make_logits((1, 2, 3, 4), device=device)
-    with pytest.raises((RuntimeError, NotImplementedError), match=r"forward|jvp"):
-        torch.func.jvp(lambda t: OPS[name](t, backend=kernel_backend), (x,), (x,))
+    assert_forward_mode_is_refused(partial(OPS[name], backend=kernel_backend), x)
 
 
 @pytest.mark.parametrize("transform", ["vmap", "grad"])
 def test_function_transforms_work_or_are_refused(transform: str, device: str) -> None:
     x = make_logits((3, 1, 2, 3, 4), device=device)
     for function in OPS.values():
-        try:
-            if transform == "vmap":
-                result, expected = torch.func.vmap(function)(x), torch.stack([function(one) for one in x])
-            else:
-                result = torch.func.grad(lambda t: function(t).square().sum())(x[0])  # noqa: B023
-                expected = 2 * torch.autograd.functional.vjp(function, x[0], function(x[0]))[1]
-        except (RuntimeError, NotImplementedError) as error:
-            assert re.search("vmap|functorch transforms|torch.func", str(error)), f"unclear: {error}"  # noqa: PT017
-            continue
-        assert torch.equal(result, expected)
+        if transform == "vmap":
+            result = unless_refused(lambda: torch.func.vmap(function)(x))  # noqa: B023
+            expected = torch.stack([function(one) for one in x])
+        else:
+            result = unless_refused(lambda: torch.func.grad(lambda t: function(t).square().sum())(x[0]))  # noqa: B023
+            expected = 2 * torch.autograd.functional.vjp(function, x[0], function(x[0]))[1]
+        assert result is None or torch.equal(result, expected)
 
 
 def test_input_that_needs_no_gradient(kernel_backend: str, device: str) -> None:
-    x = make_logits((1, 2, 3, 4), device=device)
     for function in OPS.values():
-        assert not function(x, backend=kernel_backend).requires_grad
-        with torch.no_grad():
-            assert not function(x.detach().requires_grad_(), backend=kernel_backend).requires_grad
+        assert_no_gradient_unasked(function, kernel_backend, device)
 
 
 @pytest.mark.parametrize("op", ["upsample_nearest2d", "bed_of_nails2d"])

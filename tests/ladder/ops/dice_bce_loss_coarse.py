@@ -6,7 +6,7 @@ import itertools
 
 from tests.ladder.operator import OF_DOUBLE, OF_FLOAT, Bytes, Limit, Moves, Operator, Traffic, case
 from tests.ladder.ops import dice_bce_loss_coarse_mutants as mutants
-from tests.ladder.ops.dice_ce_loss_coarse import DTYPES, LAYOUTS, PLACES, SIZES
+from tests.ladder.ops.dice_ce_loss_coarse import LAYOUTS, every_option
 
 CHANNELS = (3, 1, 8, 2, 9)
 OPTIONS = (
@@ -20,16 +20,6 @@ OPTIONS = (
     {"poison": 1, "ignore": 0.3, "n": 2},
 )
 LABELS = ("uint8", "float32", "bfloat16", "float64", "float16")
-
-
-def every_option() -> list[str]:
-    """Each dtype and layout with each set of options; all else taken in turn, in cycles of different lengths."""
-    lines = []
-    for i, (options, dtype, layout) in enumerate(itertools.product(OPTIONS, DTYPES, LAYOUTS)):
-        place = PLACES[(i // 3) % len(PLACES)] if layout == "planar" else PLACES[i // 3 % 3]
-        shape = {"dtype": dtype, "layout": layout, "c": CHANNELS[i % 5], **SIZES[i % 7]}
-        lines.append(case(**shape, label=LABELS[(i + i // 5) % 5], align=i // 5 % 2, **place, **options, seed=i + 1))
-    return lines
 
 
 #: Several tiles of several images; what is more than one piece: the pixels of a cell.
@@ -94,7 +84,10 @@ OPERATOR = Operator(
     name="dice_bce_loss_coarse",
     cpu=("dice_bce_loss_coarse.cpp",),
     cuda=("dice_bce_loss_coarse.cu", "dice_bce_loss_coarse_backward.cu", "dice_ce_loss_combine.cu"),
-    cases={"options": every_option(), "nothing": [case(n=0, map=1)]},
+    cases={
+        "options": every_option(OPTIONS, CHANNELS, lambda i: LABELS[(i + i // 5) % 5]),
+        "nothing": [case(n=0, map=1)],
+    },
     large={"several tiles and pieces": LARGE},
     traffic=TRAFFIC,
     mutants=mutants.MUTANTS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 
 from tests.ladder.operator import OF_DOUBLE, OF_FLOAT, Bytes, Limit, Moves, Operator, Traffic, case
 from tests.ladder.ops import dice_ce_loss_coarse_mutants as mutants
@@ -32,16 +33,16 @@ OPTIONS = (
     {"poison": 1, "ignore": 0.3, "n": 2},
 )
 LABELS = ("int64", "uint8", "int32", "int16")
-PLACES = ({}, {"offset": 1}, {"pad": 1}, {"channel_gap": 2})
+PLACES = ({}, {"offset": 1}, {"pad": 1}, {"gap": 2})
 
 
-def every_option() -> list[str]:
+def every_option(each: Sequence[dict[str, object]], channels: Sequence[int], label: Callable[[int], str]) -> list[str]:
     """Each dtype and layout with each set of options; all else taken in turn, in cycles of different lengths."""
     lines = []
-    for i, (options, dtype, layout) in enumerate(itertools.product(OPTIONS, DTYPES, LAYOUTS)):
+    for i, (options, dtype, layout) in enumerate(itertools.product(each, DTYPES, LAYOUTS)):
         place = PLACES[(i // 3) % len(PLACES)] if layout == "planar" else PLACES[i // 3 % 3]
-        shape = {"dtype": dtype, "layout": layout, "c": CLASSES[i % 5], **SIZES[i % 7]}
-        lines.append(case(**shape, label=LABELS[i // 2 % 4], align=i // 5 % 2, **place, **options, seed=i + 1))
+        shape = {"dtype": dtype, "layout": layout, "c": channels[i % len(channels)], **SIZES[i % 7]}
+        lines.append(case(**shape, label=label(i), align=i // 5 % 2, **place, **options, seed=i + 1))
     return lines
 
 
@@ -103,7 +104,10 @@ OPERATOR = Operator(
     name="dice_ce_loss_coarse",
     cpu=("dice_ce_loss.cpp",),
     cuda=("dice_ce_loss_coarse.cu", "dice_ce_loss_coarse_backward.cu", "dice_ce_loss_combine.cu"),
-    cases={"options": every_option(), "nothing": [case(n=0, map=1, confusion=1)]},
+    cases={
+        "options": every_option(OPTIONS, CLASSES, lambda i: LABELS[i // 2 % 4]),
+        "nothing": [case(n=0, map=1, confusion=1)],
+    },
     large={"beyond shared memory": BEYOND},
     traffic=TRAFFIC,
     mutants=mutants.MUTANTS,
