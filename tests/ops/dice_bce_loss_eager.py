@@ -12,6 +12,7 @@ import segops
 from segops.ops.loss_arguments import overlap_coefficients
 from segops.reference import dice_bce_loss as reference
 from segops.reference import dice_ce_loss as sums_reference
+from tests.ops.loss_eager import combined, fill_weights
 from tests.tolerances import Comparison, compare
 
 #: One of everything that changes the value; each is run on every backend, dtype and layout somewhere.
@@ -71,15 +72,9 @@ def make_target(
 
 def fill(options: dict[str, Any], logits: Tensor) -> dict[str, Any]:
     """`options` with "per channel", "per pixel" and "per element" turned into tensors for these logits."""
-    generator = torch.Generator().manual_seed(7)
     n, c, *spatial = logits.shape if logits.ndim > 3 else (logits.shape[0], 1, *logits.shape[1:])
     shapes = {"per channel": (c,), "per pixel": (n, *spatial), "per element": tuple(logits.shape)}
-
-    def weights(kind: str) -> Tensor:
-        steps = torch.randint(1, 16, shapes[kind], generator=generator)
-        return (steps / 8).to(torch.float64 if logits.dtype == torch.float64 else torch.float32).to(logits.device)
-
-    return {name: weights(v) if isinstance(v, str) and v in shapes else v for name, v in options.items()}
+    return fill_weights(options, shapes, logits)
 
 
 def eager(
@@ -113,21 +108,21 @@ def eager(
     bce_map, share = reference.bce_map(logits, target, valid, pos_weight, pixel_weight, focal_gamma)
     if reduction == "none":
         return bce_map.view(shape)
-    loss = logits.new_zeros(())
-    if bce_weight:
-        loss = loss + bce_weight * (bce_map.sum() / share.sum() if reduction == "mean" else bce_map.sum())
-    if dice_weight:
-        overlap_term, _ = sums_reference.dice(
-            reference.overlap_sums(logits, target, valid, squared),
-            coefficients=overlap_coefficients("dice_bce_loss", overlap),
-            smooth=smooth,
-            batch_dice=batch_dice,
-            include_background=True,
-            skip_absent=False,
-            dice_class_weight=None,
-        )
-        loss = loss + dice_weight * overlap_term
-    return loss
+    return combined(
+        logits,
+        bce_map,
+        share,
+        reference.overlap_sums(logits, target, valid, squared),
+        entropy_weight=bce_weight,
+        dice_weight=dice_weight,
+        reduction=reduction,
+        coefficients=overlap_coefficients("dice_bce_loss", overlap),
+        smooth=smooth,
+        batch_dice=batch_dice,
+        include_background=True,
+        skip_absent=False,
+        dice_class_weight=None,
+    )
 
 
 def check(

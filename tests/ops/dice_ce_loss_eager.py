@@ -13,6 +13,7 @@ from torch import Tensor
 
 from segops.ops.loss_arguments import overlap_coefficients
 from segops.reference import dice_ce_loss as reference
+from tests.ops.loss_eager import combined, fill_weights
 
 #: One of everything that changes the value; each is run on every backend, dtype and layout somewhere.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -67,15 +68,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def fill(options: dict[str, Any], logits: Tensor) -> dict[str, Any]:
-    """`options` with "per class" and "per pixel" turned into tensors for these logits (exact in every 16-bit dtype)."""
-    generator = torch.Generator().manual_seed(7)
+    """`options` with "per class" and "per pixel" turned into tensors for these logits."""
     shapes = {"per class": logits.shape[1:2], "per pixel": (logits.shape[0], *logits.shape[2:])}
-
-    def weights(kind: str) -> Tensor:
-        steps = torch.randint(1, 16, shapes[kind], generator=generator)
-        return (steps / 8).to(torch.float64 if logits.dtype == torch.float64 else torch.float32).to(logits.device)
-
-    return {name: weights(v) if isinstance(v, str) and v in shapes else v for name, v in options.items()}
+    return fill_weights(options, shapes, logits)
 
 
 def eager(
@@ -109,18 +104,18 @@ def eager(
     )
     if reduction == "none":
         return ce_map
-    loss = logits.new_zeros(())
-    if ce_weight:
-        loss = loss + ce_weight * (ce_map.sum() / share.sum() if reduction == "mean" else ce_map.sum())
-    if dice_weight:
-        overlap_term, _ = reference.dice(
-            reference.overlap_sums(logits, label, ignore_index, squared),
-            coefficients=overlap_coefficients("dice_ce_loss", overlap),
-            smooth=smooth,
-            batch_dice=batch_dice,
-            include_background=include_background,
-            skip_absent=absent_classes == "skip",
-            dice_class_weight=cast(dice_class_weight),
-        )
-        loss = loss + dice_weight * overlap_term
-    return loss
+    return combined(
+        logits,
+        ce_map,
+        share,
+        reference.overlap_sums(logits, label, ignore_index, squared),
+        entropy_weight=ce_weight,
+        dice_weight=dice_weight,
+        reduction=reduction,
+        coefficients=overlap_coefficients("dice_ce_loss", overlap),
+        smooth=smooth,
+        batch_dice=batch_dice,
+        include_background=include_background,
+        skip_absent=absent_classes == "skip",
+        dice_class_weight=cast(dice_class_weight),
+    )

@@ -14,6 +14,7 @@ import segops
 from tests.cases import LAYOUTS, VIEWS, make_logits
 from tests.cpu import assert_threads_change_nothing
 from tests.ops.dice_bce_loss_eager import LABEL_DTYPES, OPTIONS, check, eager, fill, make_target
+from tests.ops.loss_eager import gradients_of_map
 
 LOGITS_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -99,9 +100,7 @@ def test_map(name: str, dtype: torch.dtype, layout: str, backend: str, device: s
     options = {**OPTIONS[name], "reduction": "none", "dice_weight": 0.0}
     target = make_target(shape, torch.float32, options.get("ignore_index"), device=device)
     logits = make_logits(shape, dtype, layout, device=device)
-    upstream = torch.randint(-8, 9, shape, device=device) / 4.0
-    # The gradient of a sum reaches the map as one expanded number, that of a transposed map with other strides.
-    for gradient in (upstream, upstream[:1, :1, :1, :1].expand(shape), upstream.mT.contiguous().mT):
+    for gradient in gradients_of_map(shape, device):
         check(logits, target, backend, options, upstream=gradient)
 
 

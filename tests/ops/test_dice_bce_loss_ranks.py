@@ -11,12 +11,11 @@ import torch.distributed as dist
 import segops
 from tests.cases import make_logits
 from tests.ops.dice_bce_loss_eager import make_target
+from tests.ops.loss_ranks import PARTS, assert_map_has_no_group, assert_ranks_equal, loss_and_gradient, part
 from tests.ranks import joined, needs_gloo, results_of
 
 pytestmark = needs_gloo
 
-#: Images of each rank; the parts are unequal, and one may be empty.
-PARTS = {2: (1, 3), 3: (2, 0, 1)}
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "batch": {"batch_dice": True, "ignore_index": 255},
@@ -33,27 +32,16 @@ def batch(images: int, ignore_index: int | None) -> tuple[torch.Tensor, torch.Te
     return make_logits(shape, dtype=torch.float64), make_target(shape, torch.float32, ignore_index)
 
 
-def loss_and_gradient(logits: torch.Tensor, target: torch.Tensor, **options: Any) -> dict[str, torch.Tensor]:
-    if "align_corners" in options:
-        logits = logits[:, :, ::3, ::2]
-    logits = logits.clone().requires_grad_()
-    loss, parts = segops.dice_bce_loss(logits, target, return_parts=True, **options)
-    loss.backward()
-    assert logits.grad is not None
-    return {"loss": loss.detach(), "bce": parts.bce, "dice": parts.dice, "grad": logits.grad, "scores": parts.scores}
-
-
 def run_rank(rank: int, ranks: int, backends: tuple[str, ...]) -> dict[Any, Any]:
     """One rank's part of the batch, with each backend and set of options."""
-    group, parts = dist.group.WORLD, PARTS[ranks]
+    loss, group, images = segops.dice_bce_loss, dist.group.WORLD, sum(PARTS[ranks])
     results: dict[Any, Any] = {}
     for name, options in OPTIONS.items():
-        logits, target = (t.split(parts)[rank] for t in batch(sum(parts), options.get("ignore_index")))
+        own = part(batch(images, options.get("ignore_index")), rank, ranks)
         for backend in backends:
-            results[backend, name] = loss_and_gradient(logits, target, backend=backend, process_group=group, **options)
-    logits, target = (t.split(parts)[rank] for t in batch(sum(parts), None))
-    compiled = torch.compile(segops.dice_bce_loss, fullgraph=True, backend="aot_eager")
-    results["compiled"] = compiled(logits, target, process_group=group, backend="native")
+            results[backend, name] = loss_and_gradient(loss, *own, backend=backend, process_group=group, **options)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    results["compiled"] = compiled(*part(batch(images, None), rank, ranks), process_group=group, backend="native")
     return results
 
 
@@ -65,21 +53,10 @@ def ranks_results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_ranks_equal_one_rank_with_the_whole_batch(ranks_results, name):
-    ranks, options = len(ranks_results), OPTIONS[name]
-    logits, target = batch(sum(PARTS[ranks]), options.get("ignore_index"))
-    expected = loss_and_gradient(logits, target, backend="native", **options)
-    backends = {key[0] for key in ranks_results[0] if isinstance(key, tuple)}
-    assert {"native", "reference"} <= backends
-    for backend in backends:
-        results = [result[backend, name] for result in ranks_results]
-        for result in results:
-            for value in ("loss", "bce", "dice"):
-                torch.testing.assert_close(result[value], expected[value], rtol=1e-12, atol=1e-12)
-            if options.get("batch_dice"):
-                torch.testing.assert_close(result["scores"], expected["scores"], rtol=1e-12, atol=1e-12)
-        # A rank's gradient is larger by the number of ranks, which the mean over ranks takes away.
-        grad = torch.cat([result["grad"] for result in results]) / ranks
-        torch.testing.assert_close(grad, expected["grad"], rtol=1e-11, atol=1e-13)
+    options = OPTIONS[name]
+    whole = batch(sum(PARTS[len(ranks_results)]), options.get("ignore_index"))
+    expected = loss_and_gradient(segops.dice_bce_loss, *whole, backend="native", **options)
+    assert_ranks_equal(ranks_results, name, expected, batch="batch_dice" in options)
 
 
 def test_compiled_graph_holds_the_collective(ranks_results):
@@ -89,8 +66,4 @@ def test_compiled_graph_holds_the_collective(ranks_results):
 
 def test_map_has_no_group(tmp_path):
     with joined(tmp_path):
-        logits, target = batch(2, None)
-        with pytest.raises(ValueError, match='process_group must be None with reduction="none"'):
-            segops.dice_bce_loss(logits, target, reduction="none", dice_weight=0, process_group=dist.group.WORLD)
-        alone = segops.dice_bce_loss(logits, target, process_group=dist.group.WORLD)
-        torch.testing.assert_close(alone, segops.dice_bce_loss(logits, target), rtol=1e-13, atol=0)
+        assert_map_has_no_group(segops.dice_bce_loss, *batch(2, None))

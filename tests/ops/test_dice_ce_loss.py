@@ -16,6 +16,7 @@ from segops.reference import dice_ce_loss as reference
 from tests.cases import LAYOUTS, VIEWS, make_logits, random_labels
 from tests.cpu import assert_threads_change_nothing
 from tests.ops.dice_ce_loss_eager import OPTIONS, eager, fill
+from tests.ops.loss_eager import gradients_of_map
 from tests.tolerances import Comparison, assert_near, compare
 
 LOGITS_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -128,9 +129,7 @@ def test_map(name: str, dtype: torch.dtype, layout: str, backend: str, device: s
     options = {**OPTIONS[name], "reduction": "none", "dice_weight": 0.0}
     target = random_labels(pixels(shape), 5, ignore_index=options.get("ignore_index", -100), device=device)
     logits = make_logits(shape, dtype, layout, device=device)
-    upstream = torch.randint(-8, 9, pixels(shape), device=device) / 4.0
-    # The gradient of a sum reaches the map as one expanded number, that of a transposed map with other strides.
-    for gradient in (upstream, upstream[:1, :1, :1].expand(pixels(shape)), upstream.mT.contiguous().mT):
+    for gradient in gradients_of_map(pixels(shape), device):
         check(logits, target, backend, options, upstream=gradient)
 
 

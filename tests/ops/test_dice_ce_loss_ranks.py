@@ -10,13 +10,12 @@ import torch.distributed as dist
 
 import segops
 from tests.cases import make_logits, random_labels
+from tests.ops.loss_ranks import PARTS, assert_map_has_no_group, assert_ranks_equal, loss_and_gradient, part
 from tests.ranks import joined, needs_gloo, results_of
 
 pytestmark = needs_gloo
 
 CLASSES = 5
-#: Images of each rank; the parts are unequal, and one may be empty.
-PARTS = {2: (1, 3), 3: (2, 0, 1)}
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "batch": {"batch_dice": True},
@@ -36,29 +35,17 @@ def batch(images: int) -> tuple[torch.Tensor, torch.Tensor]:
     return make_logits((images, CLASSES, 11, 13), dtype=torch.float64), target
 
 
-def loss_and_gradient(logits: torch.Tensor, target: torch.Tensor, **options: Any) -> dict[str, torch.Tensor]:
-    if "align_corners" in options:
-        logits = logits[:, :, ::3, ::2]
-    logits = logits.clone().requires_grad_()
-    loss, parts = segops.dice_ce_loss(logits, target, return_parts=True, **options)
-    loss.backward()
-    assert logits.grad is not None
-    return {"loss": loss.detach(), "ce": parts.ce, "dice": parts.dice, "grad": logits.grad, "scores": parts.scores}
-
-
 def run_rank(rank: int, ranks: int, backends: tuple[str, ...]) -> dict[Any, Any]:
     """One rank's part of the batch, with each backend and set of options."""
-    group = dist.group.WORLD
-    parts = PARTS[ranks]
-    logits, target = (t.split(parts)[rank] for t in batch(sum(parts)))
+    loss, group = segops.dice_ce_loss, dist.group.WORLD
+    own = part(batch(sum(PARTS[ranks])), rank, ranks)
     results: dict[Any, Any] = {}
     for backend in backends:
         for name, options in OPTIONS.items():
-            results[backend, name] = loss_and_gradient(logits, target, backend=backend, process_group=group, **options)
+            results[backend, name] = loss_and_gradient(loss, *own, backend=backend, process_group=group, **options)
     results["parallel"] = parallel_step(rank, ranks, group)
-    results["compiled"] = torch.compile(segops.dice_ce_loss, fullgraph=True, backend="aot_eager")(
-        logits, target, process_group=group, backend="native"
-    )
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    results["compiled"] = compiled(*own, process_group=group, backend="native")
     return results
 
 
@@ -87,23 +74,9 @@ def ranks_results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_ranks_equal_one_rank_with_the_whole_batch(ranks_results, name):
-    ranks = len(ranks_results)
-    logits, target = batch(sum(PARTS[ranks]))
-    expected = loss_and_gradient(logits, target, backend="native", **OPTIONS[name])
-    backends = {key[0] for key in ranks_results[0] if isinstance(key, tuple)}
-    assert {"native", "reference"} <= backends
-    for backend in backends:
-        if (backend, name) not in ranks_results[0]:
-            continue
-        results = [result[backend, name] for result in ranks_results]
-        for result in results:
-            for value in ("loss", "ce", "dice"):
-                torch.testing.assert_close(result[value], expected[value], rtol=1e-12, atol=1e-12, equal_nan=True)
-            if OPTIONS[name].get("batch_dice"):
-                torch.testing.assert_close(result["scores"], expected["scores"], rtol=1e-12, atol=1e-12)
-        # A rank's gradient is larger by the number of ranks, which the mean over ranks takes away.
-        grad = torch.cat([result["grad"] for result in results]) / ranks
-        torch.testing.assert_close(grad, expected["grad"], rtol=1e-11, atol=1e-13)
+    whole, options = batch(sum(PARTS[len(ranks_results)])), OPTIONS[name]
+    expected = loss_and_gradient(segops.dice_ce_loss, *whole, backend="native", **options)
+    assert_ranks_equal(ranks_results, name, expected, batch="batch_dice" in options)
 
 
 def test_parallel_training_has_the_gradient_of_the_whole_batch(ranks_results):
@@ -122,8 +95,4 @@ def test_compiled_graph_holds_the_collective(ranks_results):
 
 def test_map_has_no_group(tmp_path):
     with joined(tmp_path):
-        logits, target = batch(2)
-        with pytest.raises(ValueError, match='process_group must be None with reduction="none"'):
-            segops.dice_ce_loss(logits, target, reduction="none", dice_weight=0, process_group=dist.group.WORLD)
-        alone = segops.dice_ce_loss(logits, target, process_group=dist.group.WORLD)
-        torch.testing.assert_close(alone, segops.dice_ce_loss(logits, target), rtol=1e-13, atol=0)
+        assert_map_has_no_group(segops.dice_ce_loss, *batch(2))
