@@ -72,7 +72,8 @@ constexpr ConvCosts kAvx512{{4.17e6, 0.85, 170, 2400}, {5.18e6, 0.819, 493, 3240
 
 // Fitted to 3220 images (17 pairs of channels from 3 to 1024, sizes 5 to 257, dilations 1 to 16, batches of 1 and 2, both
 // layouts) on another machine (Zen 1, two threads): there, the method chosen takes 1.025 times as long as the best on
-// average and more than 1.6 times in one of a hundred cases; by the costs above these are 1.094 and 1.97.
+// average and more than 1.6 times in one of a hundred cases; by the costs above these are 1.094 and 1.97. At the times of
+// one thread, which were not fitted, 1.032 against 1.133 on average.
 constexpr AtenCosts kAten256{{27.9e6, 3.45, 107, 2080}, {25.8e6, 3.18, 60.9, 1670}, {27.8e6, 3.25, 183, 1570}};
 constexpr AtenCosts kSmall256{{13.2e6, 4.55, 183, 1360}, {14.8e6, 3.05, 212, 2410}, {15.9e6, 2.93, 335, 2150}};
 constexpr ConvCosts kAvx2{{9.79e6, 3.31, 558, 1540}, {7.91e6, 3.45, 1760, 2740}, 190, 930, kAten256, kSmall256, true};

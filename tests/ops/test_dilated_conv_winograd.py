@@ -10,7 +10,7 @@ from torch import Tensor
 import segops
 from segops import _library
 from tests.cases import make_logits
-from tests.cpu import assert_threads_change_nothing
+from tests.cpu import assert_threads_change_nothing, words_with_instruction_set
 from tests.tolerances import assert_near
 
 #: Input, outputs, dilation, padding: sizes that leave tiles over, channels that leave blocks over.
@@ -162,7 +162,16 @@ WINOGRAD = (
 )
 
 
-def test_rule() -> None:
+@pytest.mark.parametrize("level", ["v3", "v4"])
+def test_rule(level: str) -> None:
+    """Of each instruction set that the processor has."""
+    assert _library.native is not None
+    if level not in _library.native.cpu_isas():
+        pytest.skip(f"this processor does not run {level}")
+    words_with_instruction_set(level, "-c", f"import {__name__} as here; here.check_rule()")
+
+
+def check_rule() -> None:
     assert _library.native is not None
     for shape, dilation, layout in ATEN[_library.native.cpu_isa()]:
         x, weight = operands(shape, shape[1])
