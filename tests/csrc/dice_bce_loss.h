@@ -132,10 +132,11 @@ class Loss {
   std::string operator()() {
     for (const bool on_cpu : {false, true}) {
       on_cpu_ = on_cpu;
-      if (differences_.none()) statistics();
+      statistics();
       if (differences_.none()) backward();
+      if (!differences_.none()) return (on_cpu ? "CPU: " : "") + differences_.first;
     }
-    return differences_.first.empty() || !on_cpu_ ? differences_.first : "CPU: " + differences_.first;
+    return {};
   }
 
  protected:
