@@ -17,7 +17,7 @@ BENCH := $(BIN)/python -m pytest benchmarks --ignore benchmarks/bench_models.py 
 NETWORKS := u2net u2netp unet segnet drn_d_22 dilation8_camvid
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build dist docs bench bench-recycled bench-default bench-op bench-networks lint traffic sass mutants fuzz tsan export triton gpu arm64 clean
+.PHONY: help demo test build dist docs bench bench-recycled bench-default bench-op bench-networks lint traffic sass mutants fuzz tsan export ladder gpu arm64 clean
 
 help:
 	@echo "make demo    train a small SegNet-Basic on scenes of digits (minutes) and time the operators here"
@@ -35,7 +35,7 @@ help:
 	@echo "make fuzz    random calls of every function and cases of kernels under sanitizers; FUZZ=10000 of each (hours)"
 	@echo "make tsan    random calls of every function under ThreadSanitizer; TSAN=1000 of each (an hour)"
 	@echo "make export  a network of every family through torch.export and ONNX, all through torch.compile (minutes)"
-	@echo "make triton  all operator tests in Triton's interpreter, not a share (minutes)"
+	@echo "make ladder  device code without a device, all that make test has a share of: see tests/ladder (an hour)"
 	@echo "make gpu     on a GPU: all tests, compute-sanitizer and benchmarks, into one report folder"
 	@echo "make arm64   compile the CPU kernels for arm64 and run them in an emulator"
 
@@ -130,8 +130,10 @@ gpu: $(VENV)/.test
 export: $(VENV)/.test
 	$(BIN)/python -m pytest tests/models/test_export.py tests/models/test_compile.py --every-export
 
-triton: $(VENV)/.test
-	$(BIN)/python -m pytest tests/ops -k triton --every-triton-case
+# Of what device code proves without a device, the parts that `make test` has a share of.
+ladder: $(VENV)/.test
+	$(BIN)/python -m pytest tests/ladder tests/triton tests/ops -k "ladder or triton" --every-case \
+		--numprocesses logical --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 # The CPU kernels cross-compiled and run in an emulator (Debian: g++-aarch64-linux-gnu, qemu-user).
 arm64: $(VENV)/.test

@@ -25,9 +25,10 @@ settings.load_profile("repeatable")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the tensors of the op tests live")
     parser.addoption(
-        "--every-triton-case",
+        "--every-case",
         action="store_true",
-        help="run all cases in Triton's interpreter (minutes), not a share of each test's",
+        help="run device code whole (an hour): all cases in Triton's interpreter, of the ladder all orders of threads,"
+        " traffic, sanitizers and architectures",
     )
     parser.addoption(
         "--every-export",
@@ -56,7 +57,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Units(config, log) if config.getoption("dist") == "loadscope" else None
 
 
-_TRITON_SHARE = 10  # one case in so many
+_TRITON_SHARE = 25  # one case in so many
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,7 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     The first of a test is among them, so that every test has its turn.
     """
-    if config.getoption("--every-triton-case") or config.getoption("--device") != "cpu":
+    if config.getoption("--every-case") or config.getoption("--device") != "cpu":
         return
     kept, left_out, seen = [], [], set()
     for item in items:
@@ -93,6 +94,19 @@ def device(request: pytest.FixtureRequest) -> str:
         if not torch.cuda.is_available():
             pytest.skip(f"--device cuda: torch {torch.__version__} finds no CUDA device")
     return name
+
+
+@pytest.fixture(scope="session")
+def every_case(request: pytest.FixtureRequest) -> bool:
+    return request.config.getoption("--every-case")
+
+
+@pytest.fixture(scope="session")
+def architectures(every_case: bool) -> tuple[int, ...]:
+    """Those that machine code is looked at for."""
+    from tests.ladder.triton_sass import ARCHITECTURES
+
+    return ARCHITECTURES if every_case else (90,)
 
 
 def _available(backend: str, device: str) -> str:

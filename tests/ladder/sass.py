@@ -186,9 +186,9 @@ def report(rows: Sequence[Row]) -> str:
     return note + table(header, lines)
 
 
-def triton_rows() -> list[Row]:
+def triton_rows(architectures: tuple[int, ...] = ARCHITECTURES) -> list[Row]:
     rows = []
-    for r in triton_sass.kernels():
+    for r in triton_sass.kernels(architectures):
         counts = {name: r[name] for name in _INSTRUCTIONS if name in r}
         name = f"triton {r['kernel'].removesuffix('_kernel')} ({r['case']})"
         calls = {"subroutine": r["call"]} if r["call"] else {}

@@ -28,7 +28,9 @@ PLANAR = Row(
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
-def rows(request: pytest.FixtureRequest) -> list[Row]:
+def rows(request: pytest.FixtureRequest, architectures: tuple[int, ...]) -> list[Row]:
+    if request.param not in architectures:
+        pytest.skip("make ladder has every architecture")
     try:
         return sass.cuda_rows(request.param, compile_missing=False)
     except sass.MissingToolError as error:
@@ -73,13 +75,13 @@ def test_numbers_are_plausible(rows: list[Row]) -> None:
 
 
 @pytest.mark.timeout(1800)  # compiles them all: minutes, on a slow machine more than ten
-def test_triton_kernels_keep_their_limits() -> None:
+def test_triton_kernels_keep_their_limits(architectures: tuple[int, ...]) -> None:
     pytest.importorskip("triton")
     try:
-        rows = sass.triton_rows()
+        rows = sass.triton_rows(architectures)
     except FileNotFoundError as error:
         pytest.skip(f"Triton's tools are not all there: {error}")
-    assert {row.arch for row in rows} == set(ARCHITECTURES)
+    assert {row.arch for row in rows} == set(architectures)
     assert not broken(rows), "\n".join(broken(rows))
 
 

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ _WIDTH = {"": 4, ".64": 8, ".128": 16}
 
 
 @functools.cache
-def kernels() -> list[dict[str, Any]]:
+def kernels(architectures: tuple[int, ...] = ARCHITECTURES) -> list[dict[str, Any]]:
     """One row for each operator, kernel, case and architecture, with the numbers of `resources`.
 
     Also `options`, the numbers among the launch's keywords, and `element_size`, that of the first tensor.
@@ -32,7 +33,11 @@ def kernels() -> list[dict[str, Any]]:
     root = Path(__file__).parents[2]
     environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", "tests.ladder.triton_sass"], env=environment, cwd=root, capture_output=True, text=True
+        [sys.executable, "-m", "tests.ladder.triton_sass", *map(str, architectures)],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise RuntimeError(f"compiling the Triton kernels failed:\n{done.stdout}\n{done.stderr}")
@@ -97,7 +102,7 @@ class _NoDevice:
         return 0
 
 
-def _compile_all() -> list[dict[str, Any]]:
+def _compile_all(architectures: Sequence[int]) -> list[dict[str, Any]]:
     from triton.runtime import driver
 
     from tests.triton import calls
@@ -117,7 +122,7 @@ def _compile_all() -> list[dict[str, Any]]:
 
     for operator in calls.names():
         calls.replace_launch(operator, compile_instead)
-    for architecture in ARCHITECTURES:
+    for architecture in architectures:
         driver.set_active(_NoDevice(architecture))
         for operator in calls.names():
             for shown, call in calls.of(operator).compiled():
@@ -127,4 +132,4 @@ def _compile_all() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_compile_all()))
+    print(json.dumps(_compile_all([int(word) for word in sys.argv[1:]])))

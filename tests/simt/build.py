@@ -29,6 +29,11 @@ COMMON = ["-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-DSEGOPS_SIMT", 
 # Locals that a kernel forgot to set are no zeros.
 PATTERN = "-ftrivial-auto-var-init=pattern"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+# What the compiler checks beside; accesses are the callbacks'.
+ARITHMETIC = [
+    "-fsanitize=signed-integer-overflow,shift,integer-divide-by-zero",
+    "-fno-sanitize-recover=undefined",
+]
 # One callback for each access that the source makes: nothing merged, split or turned into calls of memset.
 CALLBACKS = ["-fsanitize=thread", "-fno-tree-sra", "-fno-tree-vectorize", "-fno-tree-loop-distribute-patterns"]
 
@@ -47,7 +52,13 @@ class Variant:
 
 VARIANTS = {
     "plain": Variant(["-O2", PATTERN], is_program=False),
-    "race": Variant(["-O1", "-DSEGOPS_SIMT_RACE", PATTERN], RUNTIME + CHECKS, CALLBACKS, is_program=False),
+    "race": Variant(
+        ["-O1", "-DSEGOPS_SIMT_RACE", PATTERN],
+        RUNTIME + CHECKS,
+        kernel_flags=[*CALLBACKS, *ARITHMETIC],
+        link_flags=["-fsanitize=undefined"],
+        is_program=False,
+    ),
     "asan": Variant(["-O1", *SANITIZE], cpu_flags=["-g1", *SANITIZE], link_flags=SANITIZE),
     "ucontext": Variant(["-O1", "-DSEGOPS_SIMT_UCONTEXT"]),
     "arm64": Variant(["-O2"], link_flags=["-static"], compiler="aarch64-linux-gnu-g++", emulator=["qemu-aarch64"]),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
-from tests.simt.build import LAUNCH_FAILURE, MODES, SUCCESS, aligned
+from tests.simt.build import LAUNCH_FAILURE, MODES, ROOT, SUCCESS, aligned
 
 # Every finding must not depend on the order of threads.
 every_mode = pytest.mark.parametrize("mode", MODES)
@@ -265,3 +267,16 @@ def test_two_million_accesses_take_seconds(race):
         seconds = time.perf_counter() - start
     assert (out == 1).all()
     assert seconds < 20
+
+
+def test_integer_overflow_ends_the_process(built) -> None:
+    """Not as a report: the compiler's own check, for what no access shows."""
+    program = f"""
+import numpy as np
+from tests.simt.build import Kernels
+Kernels({str(built("race"))!r}).run("broken_overflow", np.array([2**31 - 1], np.int32))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "broken.cu" in done.stderr
+    assert "signed integer overflow" in done.stderr
