@@ -35,7 +35,7 @@ help:
 	@echo "make fuzz    random calls of every function and cases of kernels under sanitizers; FUZZ=10000 of each (hours)"
 	@echo "make tsan    random calls of every function under ThreadSanitizer; TSAN=1000 of each (an hour)"
 	@echo "make export  a network of every family through torch.export and ONNX, all through torch.compile (minutes)"
-	@echo "make ladder  device code without a device, all that make test has a share of: see tests/ladder (an hour)"
+	@echo "make ladder  device code without a device, all that make test has a share of: see tests/ladder (long)"
 	@echo "make gpu     on a GPU: all tests, compute-sanitizer and benchmarks, into one report folder"
 	@echo "make arm64   compile the CPU kernels for arm64 and run them in an emulator"
 

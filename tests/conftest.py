@@ -27,8 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-case",
         action="store_true",
-        help="run device code whole (an hour): all cases in Triton's interpreter, of the ladder all orders of threads,"
-        " traffic, sanitizers and architectures",
+        help="run device code whole (long): all cases in Triton's interpreter, of the ladder all orders of threads,"
+        " sanitizers and architectures",
     )
     parser.addoption(
         "--every-export",
