@@ -4,6 +4,7 @@
 // planes a few at a time: long stretches of memory, and few enough of them at once for the hardware's prefetchers.
 #include "segops/confusion_matrix.h"
 
+#include "confusion_matrix_cells.h"
 #include "dtypes.h"
 #include "isa.h"
 #include "labels.h"
@@ -25,87 +26,94 @@ constexpr int64_t kSerialElements = 1 << 15;
 // Counters of each worker, added up at the end; the results themselves where a matrix of his own would be large.
 class Counters {
  public:
-  static constexpr int kRun = 16;
+  static constexpr int kRun = 64;  // pixels that are looked at at once
 
   Counters(const ConfusionMatrix& p, int32_t workers)
       : counts_(p.counts),
         classes_(p.classes),
         cells_(p.classes * p.classes),
         own_(cells_ <= kMostOwn),
-        copies_(cells_ <= kMostCopied ? kCopies : 1),
+        by_runs_(cells_ <= kMostByRuns),
         workers_(workers),
-        pitch_((copies_ * (cells_ + 1) + kLine - 1) / kLine * kLine),
+        pitch_(((by_runs_ ? kCopies : 1) * (cells_ + 1) + kLine - 1) / kLine * kLine),
         memory_(own_ ? workers * pitch_ * 8 : 0) {}
 
   bool allocated() const { return memory_.data; }
-  bool own() const { return own_; }
+  // Whether add_cells() serves.
+  bool by_runs() const { return by_runs_; }
 
   // Pixels without a label or a class, which are below 0, count nowhere. `cell` is scratch of `size` elements. ahead(i)
   // is called before kRun pixels from i on.
   template <class Class, class Ahead>
-  void add(int32_t worker, const int32_t* label, const Class* predicted, int64_t size, int32_t* cell,
+  void add(int32_t worker, const int32_t* label, const Class* predicted, int64_t size, uint16_t* cell,
            const Ahead& ahead) const {
-    if (!own_) return add_to_results(label, predicted, size);
+    if (!by_runs_) return add_each(worker, label, predicted, size);
     const int32_t classes = static_cast<int32_t>(classes_), nowhere = static_cast<int32_t>(cells_);
     for (int64_t i = 0; i < size; ++i) {
       const int32_t column = static_cast<int32_t>(predicted[i]);
-      cell[i] = (label[i] | column) < 0 ? nowhere : label[i] * classes + column;
+      cell[i] = static_cast<uint16_t>((label[i] | column) < 0 ? nowhere : label[i] * classes + column);
     }
     add_cells(worker, cell, size, ahead);
   }
 
-  // Pixels whose cells are known, where own().
+  // Pixels whose cells are known, where by_runs(); of what lies behind them, kRun elements are overwritten or read.
   template <class Ahead>
-  void add_cells(int32_t worker, const int32_t* cell, int64_t size, const Ahead& ahead) const {
+  void add_cells(int32_t worker, uint16_t* cell, int64_t size, const Ahead& ahead) const {
     int64_t* const counts = of(worker);
-    const int64_t copy = copies_ > 1 ? cells_ + 1 : 0;
-    int64_t i = 0;
-    for (; i + kRun <= size; i += kRun) {
+    cell[size] = static_cast<uint16_t>(~cell[size - 1]);
+    const int64_t copy = cells_ + 1;
+    int64_t begin = 0;  // of a run of equal cells
+    for (int64_t i = 0; i < size; i += kRun) {
       ahead(i);
-      const int32_t* const run = cell + i;
-      const int32_t first = run[0], last = run[kRun - 1];
-      const uint32_t firsts = bits_of_equal<kRun>(run, first), ends = firsts | bits_of_equal<kRun>(run, last);
-      const int32_t other = run[__builtin_ctz(~ends | 1u << (kRun - 1))];
-      const uint32_t all = ends | bits_of_equal<kRun>(run, other);
-      if (all == kAll) {
-        counts[first] += __builtin_popcount(firsts);
-        counts[copy + last] += __builtin_popcount(ends ^ firsts);
-        counts[2 * copy + other] += __builtin_popcount(all ^ ends);
-      } else {
-        for (int k = 0; k < kRun; ++k) ++counts[k % kCopies * copy + run[k]];
+      uint64_t ends = ends_of_runs(cell + i);
+      if (size - i < kRun) {
+        ends &= (uint64_t{1} << (size - i)) - 1;
+      } else if (__builtin_popcountll(ends) > kManyRuns) {
+        if (begin < i) counts[cell[i - 1]] += i - begin;
+        for (int k = 0; k < kRun; ++k) ++counts[k % kCopies * copy + cell[i + k]];
+        begin = i + kRun;
+        continue;
+      }
+      for (; ends; ends &= ends - 1) {
+        const int64_t end = i + __builtin_ctzll(ends) + 1;
+        counts[cell[end - 1]] += end - begin;
+        begin = end;
       }
     }
-    for (; i < size; ++i) ++counts[cell[i]];
   }
 
   void reduce() const {
     for (int32_t worker = 0; own_ && worker < workers_; ++worker)
-      for (int32_t copy = 0; copy < copies_; ++copy)
+      for (int32_t copy = 0; copy < (by_runs_ ? kCopies : 1); ++copy)
         for (int64_t i = 0; i < cells_; ++i) counts_[i] += of(worker)[copy * (cells_ + 1) + i];
   }
 
  private:
-  // Neighbouring pixels mostly share a cell, and an addition to memory waits for the one before it: four copies in turn, as
-  // long as they stay in the second-level cache. Where kRun pixels have three cells at most, each of these is added to once.
-  static constexpr int kCopies = 4;
-  static constexpr uint32_t kAll = (1u << kRun) - 1;
+  // Neighbouring pixels mostly share a cell. Where they do not, each is counted for itself: an addition to memory waits for
+  // the one before it, so that there are four copies to be added to in turn, as long as they stay in the second-level cache.
+  static constexpr int kCopies = 4, kManyRuns = 20;
   static constexpr int64_t kLine = 128 / 8;  // two, as they are fetched
-  static constexpr int64_t kMostCopied = 1 << 13, kMostOwn = 1 << 18;
+  static constexpr int64_t kMostByRuns = 1 << 13, kMostOwn = 1 << 18;
 
   // One cell more, for what counts nowhere.
   int64_t* of(int64_t worker) const { return reinterpret_cast<int64_t*>(memory_.data) + worker * pitch_; }
 
   template <class Class>
-  void add_to_results(const int32_t* label, const Class* predicted, int64_t size) const {
-    for (int64_t i = 0; i < size; ++i)
-      if (label[i] >= 0 && predicted[i] >= 0)
-        __atomic_fetch_add(counts_ + label[i] * classes_ + static_cast<int64_t>(predicted[i]), 1, __ATOMIC_RELAXED);
+  void add_each(int32_t worker, const int32_t* label, const Class* predicted, int64_t size) const {
+    for (int64_t i = 0; i < size; ++i) {
+      if (label[i] < 0 || predicted[i] < 0) continue;
+      const int64_t cell = label[i] * classes_ + static_cast<int64_t>(predicted[i]);
+      if (own_)
+        ++of(worker)[cell];
+      else
+        __atomic_fetch_add(counts_ + cell, 1, __ATOMIC_RELAXED);
+    }
   }
 
   int64_t* const counts_;
   const int64_t classes_, cells_;
-  const bool own_;
-  const int32_t copies_, workers_;
+  const bool own_, by_runs_;
+  const int32_t workers_;
   const int64_t pitch_;  // between the counters of workers: no line is two workers' own
   const Memory memory_;
 };
@@ -183,7 +191,8 @@ void winners(const In* x, int64_t stride, int64_t classes, int64_t size, T* best
 template <class T>
 struct Scratch {
   int64_t staged;  // pixels
-  int32_t *label, *cell, *predicted;
+  int32_t *label, *predicted;
+  uint16_t* cell;
   T *best, *rows;
   BitsOf<T>* winner;
 
@@ -196,7 +205,9 @@ struct Scratch {
   }
   static int64_t bytes(int64_t classes) {
     const int64_t element = static_cast<int64_t>(sizeof(T));
-    return (kBlock * (3 * 4 + 2 * element) + classes * staged_pixels(classes) * element + 63) / 64 * 64;
+    return (kBlock * (2 * 4 + 2 * element) + 2 * (kBlock + Counters::kRun) + classes * staged_pixels(classes) * element +
+            63) /
+           64 * 64;
   }
 
   Scratch(char* memory, int64_t classes) : staged(staged_pixels(classes)) {
@@ -204,8 +215,8 @@ struct Scratch {
     winner = reinterpret_cast<BitsOf<T>*>(best + kBlock);
     rows = reinterpret_cast<T*>(winner + kBlock);
     label = reinterpret_cast<int32_t*>(rows + classes * staged);
-    cell = label + kBlock;
-    predicted = cell + kBlock;
+    predicted = label + kBlock;
+    cell = reinterpret_cast<uint16_t*>(predicted + kBlock);
   }
 };
 
@@ -268,24 +279,36 @@ Status count_logits(const ConfusionMatrix& p, const Parallel& parallel) {
   return status;
 }
 
-// label * classes + class of `size` pixels from `first` on, whole vectors of them. Returns whether every label and class is
-// one: the cells mean nothing otherwise.
-bool cells_of(const ConfusionMatrix& p, int64_t first, int64_t size, int32_t* cell) {
-  constexpr int kStep = kNativeLanes<int32_t>;
-  return as_label(p.target_dtype, [&]<class WideLabel, class Label>() {
-    return as_label(p.prediction_dtype, [&]<class WideClass, class Class>() {
-      const Label* const label = static_cast<const Label*>(p.target) + first;
-      const Class* const predicted = static_cast<const Class*>(p.prediction) + first;
-      const uint32_t classes = static_cast<uint32_t>(p.classes);
-      Most<WideLabel> labels;
-      Most<WideClass> predictions;
-      for (int64_t i = 0; i < size; i += kStep) {
-        using Cells = Vec<uint32_t, kStep>;  // which may overflow, of labels that are none
-        const Cells row = reinterpret_cast<Cells>(narrow_vector<WideLabel>(label + i, labels));
-        const Cells column = reinterpret_cast<Cells>(narrow_vector<WideClass>(predicted + i, predictions));
-        *reinterpret_cast<Unaligned<uint32_t, kStep>*>(cell + i) = row * classes + column;
-      }
-      return labels.below(classes) && predictions.below(classes);
+// Asks for what lies kMapsAhead pixels behind those of a run, in the two maps.
+class MapsAhead {
+ public:
+  MapsAhead(const ConfusionMatrix& p, int64_t first)
+      : target_(p.target, first, bytes_of(p.target_dtype)), prediction_(p.prediction, first, bytes_of(p.prediction_dtype)) {}
+
+  SEGOPS_MEMBER void operator()(int64_t i) const {
+    target_.fetch(i);
+    prediction_.fetch(i);
+  }
+
+ private:
+  struct Map {
+    const void* from;
+    int64_t bytes;  // of a pixel
+
+    Map(const void* map, int64_t first, int64_t bytes)
+        : from(static_cast<const char*>(map) + (first + kMapsAhead) * bytes), bytes(bytes) {}
+    SEGOPS_MEMBER void fetch(int64_t i) const {
+      for (int64_t byte = bytes * i; byte < bytes * (i + Counters::kRun); byte += 64) fetch_ahead(from, byte);
+    }
+  };
+  const Map target_, prediction_;
+};
+
+bool find_cells(const ConfusionMatrix& p, int64_t first, int64_t size, uint16_t* cell) {
+  return as_label(p.target_dtype, [&]<class, class Label>() {
+    return as_label(p.prediction_dtype, [&]<class, class Class>() {
+      return cells_of(static_cast<const Label*>(p.target) + first, static_cast<const Class*>(p.prediction) + first, size,
+                      static_cast<uint16_t>(p.classes), cell);
     });
   });
 }
@@ -297,24 +320,15 @@ Status count_classes(const ConfusionMatrix& p, const Parallel& parallel) {
   if (!memory.data || !counters.allocated()) return Status::out_of_memory;
   const int64_t elements = p.batch * p.pixels;
   const bool ignores_class = p.has_ignore_index && p.ignore_index >= 0 && p.ignore_index < p.classes;
-  const bool by_cells = counters.own() && !ignores_class;
+  const bool by_cells = counters.by_runs() && !ignores_class;
   const Status status =
       for_each_part(p, parallel, elements, [&](Bad& bad, int32_t worker, int64_t n, int64_t first, int64_t end) {
         const Scratch<float> own(memory.data + worker * bytes, 0);
         for (int64_t size; first < end; first += size) {
           size = end - first < kMapBlock ? end - first : kMapBlock;
           const int64_t at = n * p.pixels + first;
-          // Counting leaves the memory idle: it fetches what lies behind.
-          const auto fetch = [&](Dtype dtype, const void* map, int64_t i) {
-            const int64_t bytes = bytes_of(dtype);
-            for (int64_t byte = bytes * i; byte < bytes * (i + Counters::kRun); byte += 64)
-              fetch_ahead(map, bytes * (at + kMapsAhead) + byte);
-          };
-          const auto ahead = [&](int64_t i) {
-            fetch(p.target_dtype, p.target, i);
-            fetch(p.prediction_dtype, p.prediction, i);
-          };
-          if (size == kMapBlock && by_cells && cells_of(p, at, size, own.cell)) {
+          const MapsAhead ahead(p, at);  // counting leaves the memory idle
+          if (size == kMapBlock && by_cells && find_cells(p, at, size, own.cell)) {
             counters.add_cells(worker, own.cell, size, ahead);
             continue;
           }

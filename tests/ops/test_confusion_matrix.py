@@ -126,6 +126,22 @@ def test_regions_and_large_counts(backend: str, device: str) -> None:
     assert segops.confusion_matrix(same, same, 6, backend=backend)[0, 0] == target.numel()
 
 
+@pytest.mark.parametrize("pixels", [1, 63, 64, 65, 255, 256, 257, 700])
+@pytest.mark.parametrize("dtype", LABELS, ids=str)
+def test_runs_of_every_length(dtype: torch.dtype, pixels: int, device: str) -> None:
+    """The CPU kernel counts runs of equal cells, or pixels where these are short; runs go on over groups of pixels."""
+    for length in (1, 2, 3, 4, 5, 21, 62, 63, 64, 65, 130, 300):
+        for shift in (0, 1, length // 2):
+            at = torch.arange(pixels, device=device)
+            target = (at // length % 7).to(dtype)
+            predicted = ((at + shift) // length % 5).long()
+            counts = segops.confusion_matrix(predicted, target, 7)
+            assert torch.equal(counts.cpu(), counted(predicted, target, 7)), (length, shift)
+            target[pixels // 2] = 9  # which the kernel takes another way for
+            counts = segops.confusion_matrix(predicted, target, 7, 9)
+            assert torch.equal(counts.cpu(), counted(predicted, target, 7, 9)), (length, shift)
+
+
 @pytest.mark.parametrize("classes", [40, 91, 300, 600])
 def test_many_classes(classes: int, kernel_backend: str, device: str) -> None:
     """Matrices too large for a worker's copies, for shared memory, and for one of each worker's own."""
