@@ -29,7 +29,7 @@ FROM_THE_TREE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
-    **{f"benchmarks/results/{name}.md": f"benchmarks/results/{name}.md" for name in ("RESULTS", "NETWORKS")},
+    **{f"benchmarks/results/{name}.md": f"benchmarks/results/{name}.md" for name in ("RESULTS", "AVX2", "NETWORKS")},
     **{name: name for name in ("tests/ladder/README.md", "tests/ladder/mutants.md")},
     **{
         f"tests/ops/test_{loss}_peers.py": f"tests/ops/test_{loss}_peers.py"
