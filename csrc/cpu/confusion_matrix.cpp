@@ -33,21 +33,21 @@ class Counters {
         classes_(p.classes),
         cells_(p.classes * p.classes),
         own_(cells_ <= kMostOwn),
-        by_runs_(cells_ <= kMostByRuns),
+        copies_(cells_ <= kMostCopied ? kCopies : 1),
         workers_(workers),
-        pitch_(((by_runs_ ? kCopies : 1) * (cells_ + 1) + kLine - 1) / kLine * kLine),
+        pitch_((copies_ * (cells_ + 1) + kLine - 1) / kLine * kLine),
         memory_(own_ ? workers * pitch_ * 8 : 0) {}
 
   bool allocated() const { return memory_.data; }
   // Whether add_cells() serves.
-  bool by_runs() const { return by_runs_; }
+  bool by_runs() const { return copies_ > 1; }
 
   // Pixels without a label or a class, which are below 0, count nowhere. `cell` is scratch of `size` elements. ahead(i)
   // is called before kRun pixels from i on.
   template <class Class, class Ahead>
   void add(int32_t worker, const int32_t* label, const Class* predicted, int64_t size, uint16_t* cell,
            const Ahead& ahead) const {
-    if (!by_runs_) return add_each(worker, label, predicted, size);
+    if (!by_runs()) return add_each(worker, label, predicted, size);
     const int32_t classes = static_cast<int32_t>(classes_), nowhere = static_cast<int32_t>(cells_);
     for (int64_t i = 0; i < size; ++i) {
       const int32_t column = static_cast<int32_t>(predicted[i]);
@@ -84,7 +84,7 @@ class Counters {
 
   void reduce() const {
     for (int32_t worker = 0; own_ && worker < workers_; ++worker)
-      for (int32_t copy = 0; copy < (by_runs_ ? kCopies : 1); ++copy)
+      for (int32_t copy = 0; copy < copies_; ++copy)
         for (int64_t i = 0; i < cells_; ++i) counts_[i] += of(worker)[copy * (cells_ + 1) + i];
   }
 
@@ -93,7 +93,7 @@ class Counters {
   // the one before it, so that there are four copies to be added to in turn, as long as they stay in the second-level cache.
   static constexpr int kCopies = 4, kManyRuns = 20;
   static constexpr int64_t kLine = 128 / 8;  // two, as they are fetched
-  static constexpr int64_t kMostByRuns = 1 << 13, kMostOwn = 1 << 18;
+  static constexpr int64_t kMostCopied = 1 << 13, kMostOwn = 1 << 18;
 
   // One cell more, for what counts nowhere.
   int64_t* of(int64_t worker) const { return reinterpret_cast<int64_t*>(memory_.data) + worker * pitch_; }
@@ -112,8 +112,8 @@ class Counters {
 
   int64_t* const counts_;
   const int64_t classes_, cells_;
-  const bool own_, by_runs_;
-  const int32_t workers_;
+  const bool own_;
+  const int32_t copies_, workers_;
   const int64_t pitch_;  // between the counters of workers: no line is two workers' own
   const Memory memory_;
 };
@@ -304,6 +304,7 @@ class MapsAhead {
   const Map target_, prediction_;
 };
 
+// cells_of(), of whatever types the maps are.
 bool find_cells(const ConfusionMatrix& p, int64_t first, int64_t size, uint16_t* cell) {
   return as_label(p.target_dtype, [&]<class, class Label>() {
     return as_label(p.prediction_dtype, [&]<class, class Class>() {

@@ -10,44 +10,14 @@ namespace segops::SEGOPS_ISA {
 constexpr int kCellBytes = SEGOPS_VECTOR_BYTES < 32 ? SEGOPS_VECTOR_BYTES : 32;
 constexpr int kCellLanes = kCellBytes / 2;
 using Cells = Vec<uint16_t, kCellLanes>;
+using Words = Vec<uint32_t, kCellBytes / 4>;
 
-template <int kBytes>
-struct WordOf {
-  using type = uint32_t;
-};
-template <>
-struct WordOf<1> {
-  using type = uint16_t;
-};
-template <>
-struct WordOf<2> {
-  using type = uint16_t;
-};
+// What the largest label is found as: 64 bits by their halves. Of these functions there are the types alone.
+uint16_t word_of(uint16_t);
+uint32_t word_of(uint32_t);
+uint32_t word_of(uint64_t);
 template <class Label>
-using Words = Vec<typename WordOf<sizeof(Label)>::type, kCellBytes / sizeof(typename WordOf<sizeof(Label)>::type)>;
-
-// The largest of the labels it is called with, without a sign: negative ones are large. Of 64 bits the halves are compared
-// apart, which is as good: one of them has to be 0.
-template <class Label>
-class Largest {
- public:
-  SEGOPS_MEMBER Words<Label> operator()(Words<Label> words) {
-    most_ = words > most_ ? words : most_;
-    return words;
-  }
-  bool below(uint32_t classes) const {
-    constexpr int kStep = sizeof(Label) == 8 ? 2 : 1;
-    bool inside = true;
-    for (unsigned k = 0; k < sizeof(most_) / sizeof(most_[0]); k += kStep) {
-      inside &= most_[k] < classes;
-      if (kStep == 2) inside &= most_[k + 1] == 0;
-    }
-    return inside;
-  }
-
- private:
-  Words<Label> most_{};
-};
+using MostOf = Most<UnsignedOf<Label>, decltype(word_of(UnsignedOf<Label>{})), kCellBytes>;
 
 // Two vectors of words to 16 bits each, a part of 128 bits of the one after that of the other; right for those below 2^15.
 template <int kLanes>
@@ -69,17 +39,16 @@ SEGOPS_INLINE Vec<uint32_t, kLanes> pack_parts(Vec<uint32_t, kLanes> a, Vec<uint
   return reinterpret_cast<V>(packed);
 }
 
-// As many labels as Cells has, in order, where they are below 2^15; largest() sees all of them.
+// As many labels as Cells has, in order, where they are below 2^15; most() sees all of them.
 template <class Label>
-SEGOPS_INLINE Cells narrow_to_cells(const Label* from, Largest<Label>& largest) {
+SEGOPS_INLINE Cells narrow_to_cells(const Label* from, MostOf<Label>& most) {
   constexpr int kLanes = kCellBytes / 4, kParts = kLanes / 4;  // parts of 128 bits
-  using Word = Vec<uint32_t, kLanes>;
   if constexpr (sizeof(Label) == 1) {
-    return largest(__builtin_convertvector(load<kCellLanes, Label>(from), Cells));
+    return most(__builtin_convertvector(load<kCellLanes, Label>(from), Cells));
   } else if constexpr (sizeof(Label) == 2) {
-    return largest(reinterpret_cast<Cells>(load<kCellLanes, Label>(from)));
+    return most(reinterpret_cast<Cells>(load<kCellLanes, Label>(from)));
   } else if constexpr (sizeof(Label) == 4) {
-    const auto words = [&](int i) { return largest(reinterpret_cast<Word>(load<kLanes, int32_t>(from + i * kLanes))); };
+    const auto words = [&](int i) { return most(reinterpret_cast<Words>(load<kLanes, int32_t>(from + i * kLanes))); };
     using Pairs = Vec<int64_t, kLanes / 2>;
     Pairs order;
     for (int k = 0; k < kLanes / 2; ++k) order[k] = k % kParts * 2 + k / kParts;
@@ -87,9 +56,9 @@ SEGOPS_INLINE Cells narrow_to_cells(const Label* from, Largest<Label>& largest) 
         __builtin_shuffle(reinterpret_cast<Pairs>(pack_parts<kLanes>(words(0), words(1))), order));
   } else {
     const auto words = [&](int i) {
-      return largest(reinterpret_cast<Word>(load<kLanes / 2, int64_t>(from + i * (kLanes / 2))));
+      return most(reinterpret_cast<Words>(load<kLanes / 2, int64_t>(from + i * (kLanes / 2))));
     };
-    const Word packed = pack_parts<kLanes>(pack_parts<kLanes>(words(0), words(1)), pack_parts<kLanes>(words(2), words(3)));
+    const Words packed = pack_parts<kLanes>(pack_parts<kLanes>(words(0), words(1)), pack_parts<kLanes>(words(2), words(3)));
     Vec<int32_t, kLanes> order;
     for (int k = 0; k < kLanes; ++k) order[k] = k % kParts * 4 + k / kParts;
     return reinterpret_cast<Cells>(__builtin_shuffle(packed, order));
@@ -99,8 +68,8 @@ SEGOPS_INLINE Cells narrow_to_cells(const Label* from, Largest<Label>& largest) 
 // `size` pixels, whole vectors of Cells. Returns whether every label and class is one: the cells mean nothing otherwise.
 template <class Label, class Class>
 bool cells_of(const Label* label, const Class* predicted, int64_t size, uint16_t classes, uint16_t* cell) {
-  Largest<Label> labels;
-  Largest<Class> predictions;
+  MostOf<Label> labels;
+  MostOf<Class> predictions;
   for (int64_t i = 0; i < size; i += kCellLanes) {
     const Cells row = narrow_to_cells(label + i, labels), column = narrow_to_cells(predicted + i, predictions);
     *reinterpret_cast<Unaligned<uint16_t, kCellLanes>*>(cell + i) = row * classes + column;

@@ -7,16 +7,13 @@ namespace segops::SEGOPS_ISA {
 
 constexpr int32_t kIgnored = -1;
 
-template <class T>
-struct UnsignedOf;
-template <>
-struct UnsignedOf<int32_t> {
-  using type = uint32_t;
-};
-template <>
-struct UnsignedOf<int64_t> {
-  using type = uint64_t;
-};
+// What labels are compared as; bytes are widened first. Of these functions there are the types alone.
+uint16_t unsigned_of(uint8_t);
+uint16_t unsigned_of(int16_t);
+uint32_t unsigned_of(int32_t);
+uint64_t unsigned_of(int64_t);
+template <class Label>
+using UnsignedOf = decltype(unsigned_of(Label{}));
 
 template <int kLanes, class Wide, class Label>
 SEGOPS_INLINE Vec<Wide, kLanes> widen_labels(const Label* from) {
@@ -63,21 +60,24 @@ SEGOPS_INLINE void narrow_labels(const Label* target, int64_t n, int32_t* label,
   }
 }
 
-// The largest of the labels it is called with, compared without a sign: negative ones are large.
-template <class Wide>
+// The largest of the labels it is called with, compared without a sign: negative ones are large. In words of 32 bits those
+// of 64 are compared by halves, which is as good: one of them has to be 0.
+template <class Element, class Word = Element, int kBytes = SEGOPS_VECTOR_BYTES>
 struct Most {
-  static constexpr int kLanes = kNativeLanes<Wide>;
-  using Element = typename UnsignedOf<Wide>::type;
-  Vec<Element, kLanes> most{};
+  using Words = Vec<Word, kBytes / sizeof(Word)>;
+  Words most{};
 
-  SEGOPS_MEMBER Vec<Wide, kLanes> operator()(Vec<Wide, kLanes> value) {
-    const auto given = reinterpret_cast<Vec<Element, kLanes>>(value);
+  template <class V>
+  SEGOPS_MEMBER V operator()(V labels) {
+    const auto given = reinterpret_cast<Words>(labels);
     most = given > most ? given : most;
-    return value;
+    return labels;
   }
   bool below(int64_t classes) const {
+    constexpr int kLanes = kBytes / sizeof(Element);
+    const auto elements = reinterpret_cast<Vec<Element, kLanes>>(most);
     bool inside = true;
-    for (int k = 0; k < kLanes; ++k) inside &= most[k] < static_cast<Element>(classes);
+    for (int k = 0; k < kLanes; ++k) inside &= elements[k] < static_cast<Element>(classes);
     return inside;
   }
 };
@@ -88,13 +88,13 @@ template <class Wide, class Label>
 bool read_labels(const Label* target, int64_t n, int64_t classes, bool ignores, int64_t ignore_index, int32_t* label) {
   constexpr int kLanes = kNativeLanes<Wide>;
   using V = Vec<Wide, kLanes>;
-  using Element = typename UnsignedOf<Wide>::type;
+  using Element = UnsignedOf<Wide>;
   using Unsigned = Vec<Element, kLanes>;
   const Wide ignore = static_cast<Wide>(ignore_index);
   const bool ignorable = ignores && ignore == ignore_index;
   // Mostly all are in range, and a maximum tells.
   if (!ignorable || static_cast<Element>(ignore) >= static_cast<Element>(classes)) {
-    Most<Wide> most;
+    Most<Element> most;
     narrow_labels<Wide>(target, n, label, [&](V value) { return most(value); });
     if (most.below(classes)) return false;
   }

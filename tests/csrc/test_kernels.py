@@ -52,9 +52,10 @@ def command(request, tmp_path_factory):
     return build(request.param, "dice_ce_loss", tmp_path_factory.mktemp("kernels"))
 
 
+@pytest.mark.parametrize("op", ["max_unpool", "confusion_matrix"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_max_unpool_follows_its_definition(target, tmp_path):
-    done = subprocess.run(build(target, "max_unpool", tmp_path), capture_output=True, text=True, timeout=300)
+def test_kernels_follow_their_definition(target, op, tmp_path):
+    done = subprocess.run(build(target, op, tmp_path), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
